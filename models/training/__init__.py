@@ -1,0 +1,1 @@
+"""Training on labelled structures: data, configuration, loop, checkpoints, evaluation."""
