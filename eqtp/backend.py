@@ -1,0 +1,76 @@
+"""Which implementation runs an operation: decided here and nowhere else.
+
+    triton     Triton kernels, for tensors on a GPU
+    cpu        generated C++, for tensors on a CPU
+    torch      plain PyTorch in cache-sized chunks, any device
+    reference  the definition: readable, any device, float64-able, slow
+
+`"auto"` takes the first of this list that the operation has for the device. An explicit backend
+that cannot serve raises; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["Backend", "Resolution", "resolve"]
+
+Backend = Literal["auto", "triton", "cpu", "torch", "reference"]
+
+_DEVICES: dict[str, tuple[str, ...]] = {"triton": ("cuda",), "cpu": ("cpu",)}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The backend that was chosen, and why."""
+
+    backend: Backend
+    reason: str
+
+
+def resolve(
+    requested: Backend, *, family: str, implemented: Collection[str], device: str = "cpu"
+) -> Resolution:
+    """Chooses the backend of an operation.
+
+    Args:
+        requested: What the caller asked for.
+        family: Name of the kernel family, for the messages.
+        implemented: The backends that the family has.
+        device: Device type of the operands, e.g. "cpu" or "cuda".
+
+    Raises:
+        ValueError: `requested` is not a backend's name.
+        NotImplementedError: The backend was asked for by name and cannot serve here.
+
+    Example:
+        >>> resolve("auto", family="channelwise", implemented=("torch", "reference")).backend
+        'torch'
+    """
+    names = get_args(Backend)
+    if requested not in names:
+        raise ValueError(f"backend must be one of {names}, got {requested!r}")
+    remedy = f"use backend='auto' or one of {sorted(implemented)}"
+    if requested != "auto":
+        if requested not in implemented:
+            raise NotImplementedError(
+                f"backend {requested!r} has no kernel for {family!r} in this version; {remedy}"
+            )
+        if not _serves(requested, device):
+            raise NotImplementedError(
+                f"backend {requested!r} runs on {' or '.join(_DEVICES[requested])} tensors, "
+                f"got tensors on {device!r}; {remedy}"
+            )
+        return Resolution(requested, "asked for by name")
+    preference = [name for name in names if name in implemented and _serves(name, device)]
+    skipped = [name for name in ("triton", "cpu") if _serves(name, device) and name not in implemented]
+    reason = f"the fastest that {family!r} has on {device!r}"
+    if skipped:
+        reason += f" ({', '.join(skipped)}: no kernel for this family in this version)"
+    return Resolution(preference[0], reason)
+
+
+def _serves(backend: str, device: str) -> bool:
+    return device in _DEVICES.get(backend, (device,))
