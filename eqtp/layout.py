@@ -1,0 +1,94 @@
+"""The two memory orders of equivariant features, and the one place that converts them.
+
+    mul_ir   block of irreps "mul x l" stored as [mul, 2l+1]; e3nn's order, public default
+    ir_mul   the same block stored as [2l+1, mul]; channels fastest, the order of the kernels
+
+Blocks follow one another as in the irreps; only the order inside a block differs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eqtp.irreps import Irreps
+
+__all__ = ["Layout", "check_layout", "to_layout"]
+
+Layout = Literal["mul_ir", "ir_mul"]
+
+
+def check_layout(layout: str, name: str = "layout") -> None:
+    """Refuses anything that is not a layout's name.
+
+    Raises:
+        ValueError: `layout` is neither "mul_ir" nor "ir_mul".
+    """
+    if layout not in get_args(Layout):
+        raise ValueError(f"{name} must be one of {get_args(Layout)}, got {layout!r}")
+
+
+def to_layout(
+    x: Float[Tensor, "*batch dim"], irreps: Irreps, src: Layout, dst: Layout
+) -> Float[Tensor, "*batch dim"]:
+    """Features in another memory order.
+
+    Args:
+        x: Features, blocks in the order of `irreps`.
+        irreps: Irreps of x.
+        src: Layout of x.
+        dst: Layout of the result.
+
+    Returns:
+        The same features in layout `dst`; x itself where both layouts agree, which they also do
+        when every block is of scalars or of multiplicity one.
+
+    Raises:
+        ValueError: A layout is unknown or x has not `irreps.dim` columns.
+
+    Example:
+        >>> to_layout(torch.arange(6.0), Irreps("2x1o"), "mul_ir", "ir_mul").tolist()
+        [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+    """
+    check_layout(src, "src")
+    check_layout(dst, "dst")
+    if x.shape[-1:] != (irreps.dim,):
+        raise ValueError(
+            f"x must have {irreps.dim} columns (irreps='{irreps}'), got shape {tuple(x.shape)}"
+        )
+    spans = _spans(tuple((mul, ir.dim) for mul, ir in irreps))
+    if src == dst or all(mul == 1 for _, _, mul, _ in spans):
+        return x
+    batch = x.shape[:-1]
+    pieces = []
+    for start, length, mul, dim in spans:
+        piece = x.narrow(-1, start, length)
+        if mul > 1:
+            shape = (mul, dim) if src == "mul_ir" else (dim, mul)
+            piece = piece.reshape(*batch, *shape).transpose(-1, -2).reshape(*batch, length)
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+
+@lru_cache(maxsize=1024)
+def _spans(blocks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int, int], ...]:
+    """Columns as (start, length, mul, dim), neighbours that need no transpose joined (mul 1)."""
+    spans: list[tuple[int, int, int, int]] = []
+    start = 0
+    for mul, dim in blocks:
+        length = mul * dim
+        if length == 0:
+            continue
+        if mul > 1 and dim > 1:
+            spans.append((start, length, mul, dim))
+        elif spans and spans[-1][2] == 1:
+            first, joined, _, _ = spans.pop()
+            spans.append((first, joined + length, 1, 1))
+        else:
+            spans.append((start, length, 1, 1))
+        start += length
+    return tuple(spans)
