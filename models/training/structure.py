@@ -1,0 +1,38 @@
+"""The graph of one structure, as the models take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch_geometric.data import Data
+
+
+class Structure(Data):  # type: ignore[misc]
+    """Atoms and the edges between them; `Batch.from_data_list` joins several.
+
+    Attributes (N atoms, E edges, one graph):
+        atomic_numbers: [N] int64.
+        positions: [N, 3], Å.
+        edge_src: [E] int64, where a message starts.
+        edge_dst: [E] int64, where it arrives; edges are sorted by it, then by `edge_src`.
+        edge_shift: [E, 3], Å; the vector of an edge is
+            `positions[edge_dst] - positions[edge_src] + edge_shift`.
+        cell: [1, 3, 3], Å, vectors in rows; zero for a molecule.
+        pbc: [1, 3] bool.
+        batch: [N] int64, the graph an atom belongs to.
+        energy: [1] float64, eV (where labelled).
+        forces: [N, 3], eV/Å (where labelled).
+        stress: [1, 3, 3], eV/Å^3, dE/dstrain / volume (where labelled).
+    """
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """How much `key` grows from one structure of a batch to the next."""
+        if key in ("edge_src", "edge_dst"):
+            return self.num_nodes
+        if key == "batch":
+            return 1
+        return 0
+
+    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Everything is joined along the first dimension."""
+        return 0
