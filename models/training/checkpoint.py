@@ -1,0 +1,170 @@
+"""Checkpoint files that are whole or refused, and the run directory that holds them.
+
+A checkpoint is one line of ASCII, `eqtp-checkpoint 1 <sha256> <bytes>`, followed by a `torch.save`
+payload of tensors and plain Python values. A file that was cut or has a changed byte does not
+match its line and is refused; reading runs no code from the file (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_MAGIC = b"eqtp-checkpoint 1"
+
+
+class CorruptCheckpointError(ValueError):
+    """The file is not a whole checkpoint."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment the path holds the old or the new content, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors, dicts, lists, numbers, text) atomically, with its checksum."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    digest = hashlib.sha256(payload).hexdigest()
+    write_atomically(path, b"%s %s %d\n" % (_MAGIC, digest.encode(), len(payload)) + payload)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint file, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CorruptCheckpointError: if it is not a checkpoint, was cut or has changed bytes.
+    """
+    header, _, payload = path.read_bytes().partition(b"\n")
+    if not header.startswith(_MAGIC) or len(header.split(b" ")) != 4:
+        raise CorruptCheckpointError(
+            f"{path} must start with '{_MAGIC.decode()} <sha256> <bytes>', got {header[:40]!r}: "
+            "it is no checkpoint of eqtp, or a broken one"
+        )
+    digest, length = header.split(b" ")[2:]
+    if str(len(payload)).encode() != length:
+        raise CorruptCheckpointError(
+            f"{path} must hold {length.decode()} bytes after its first line, got {len(payload)}: "
+            "it was cut"
+        )
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        raise CorruptCheckpointError(
+            f"{path} must have the checksum of its first line, {digest[:12].decode()}..., "
+            "got another one: bytes in it have changed"
+        )
+    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def random_states() -> dict[str, Any]:
+    """States of the generators of Python, NumPy and torch, as `write_checkpoint` takes them."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Restores what `random_states` returned."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class RunDirectory:
+    """The files of a run.
+
+    `config.yaml` (resolved), `metrics.csv`, TensorBoard events, `checkpoints/last.ckpt`,
+    `checkpoints/previous.ckpt` (the last but one), `checkpoints/best.ckpt`, `model.safetensors`
+    (the best EMA weights), `report/`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.model = self.path / "model.safetensors"
+        self.report = self.path / "report"
+        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.previous = self.path / "checkpoints" / "previous.ckpt"
+        self.best = self.path / "checkpoints" / "best.ckpt"
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunDirectory:
+        """A new folder; where `path` holds files already, `path-2`, `path-3`, ... is taken."""
+        path, number = Path(path), 1
+        candidate = path
+        while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        (candidate / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return cls(candidate)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            FileNotFoundError: if the folder holds no run.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise FileNotFoundError(
+                f"a run to resume must be a folder with a config.yaml, got {str(path)!r}"
+            )
+        return run
+
+    def write_last(self, state: dict[str, Any]) -> None:
+        """Makes `state` the last checkpoint and the former last one the previous."""
+        incoming = self.last.with_name("incoming.ckpt")
+        write_checkpoint(incoming, state)
+        if self.last.exists():
+            os.replace(self.last, self.previous)
+        os.replace(incoming, self.last)
+
+    def write_best(self, state: dict[str, Any]) -> None:
+        """Makes `state` the best checkpoint."""
+        write_checkpoint(self.best, state)
+
+    def read_latest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, None before the first, and why newer ones were refused.
+
+        Raises:
+            CorruptCheckpointError: if there are checkpoints and none is whole.
+        """
+        refused = []
+        for path in (self.last, self.previous):
+            try:
+                return read_checkpoint(path), refused
+            except FileNotFoundError:
+                continue
+            except CorruptCheckpointError as error:
+                refused.append(str(error))
+        if refused:
+            raise CorruptCheckpointError(
+                "; ".join(refused) + ": no whole checkpoint is left to resume from; "
+                f"{self.best} may hold one, or start again"
+            )
+        return None, refused
