@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_missing_files_and_folders(morse: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a model file must exist, got '.*absent'"):
         load(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match="create '.*absent' first"):
+    with pytest.raises(FileNotFoundError, match=r"create '.*absent' first"):
         save(morse, tmp_path / "absent" / "model.safetensors")
 
 
@@ -125,7 +125,7 @@ def test_every_truncation_is_refused(path: Path) -> None:
     data = path.read_bytes()
     for length in {0, 4, 8, 100, len(data) // 2, len(data) - 8, len(data) - 1}:
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match="cut short|not a safetensors file"):
+        with pytest.raises(ValueError, match=r"cut short|not a safetensors file"):
             load(path)
 
 
