@@ -1,0 +1,74 @@
+"""The public function: real spherical harmonics of a batch of vectors."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eqtp.kernels.spherical_harmonics import _torch
+from eqtp.so3.solid_harmonics import Normalization
+
+
+def spherical_harmonics(
+    lmax: int,
+    vec: Float[Tensor, "*batch 3"],
+    normalization: Normalization = "component",
+    normalize: bool = True,
+) -> Float[Tensor, "*batch {(lmax+1)**2}"]:
+    """Computes the real spherical harmonics of degrees 0 to ``lmax``.
+
+    Order m of degree l stands in column ``l^2 + l + m``; axes and signs are e3nn's (degree 1 is
+    x, y, z; y is the polar axis). The functions are polynomials of x, y, z, evaluated without
+    angles: value and derivatives of every order are as accurate at the poles as elsewhere.
+
+    With ``normalize`` they are those of ``vec / |vec|``. The zero vector (``|vec|^2`` below the
+    smallest normal number of the dtype) has no direction: its degree 0 is the constant, its other
+    degrees are 0, and all its derivatives are 0. Without ``normalize`` they are the solid
+    harmonics, homogeneous of degree l, and nothing is special about the zero vector.
+
+    Differentiable to any order, in the dtype of ``vec``, also under autocast. Matrix products are
+    used, so float32 on a GPU honours `torch.set_float32_matmul_precision`: leave it at "highest"
+    for full accuracy.
+
+    Args:
+        lmax: highest degree, >= 0.
+        vec: vectors, float32 or float64.
+        normalization: "component" (each component has mean square 1 on the sphere: the squares
+            of a degree sum to 2l+1), "norm" (to 1), or "integral" (to (2l+1) / 4 pi: orthonormal).
+        normalize: whether to use the directions only.
+
+    Returns:
+        The harmonics, contiguous.
+
+    Raises:
+        ValueError: ``lmax`` is negative, ``vec`` is not [..., 3], or the normalisation is unknown.
+        TypeError: ``vec`` is neither float32 nor float64.
+
+    Example:
+        >>> spherical_harmonics(1, torch.tensor([0.0, 2.0, 0.0]), normalization="norm")
+        tensor([1., 0., 1., 0.])
+    """
+    check_options(lmax, normalization)
+    if vec.shape[-1:] != (3,):
+        raise ValueError(f"vec must have 3 columns (x, y, z), got shape {tuple(vec.shape)}")
+    if vec.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"vec must be torch.float32 or torch.float64, got {vec.dtype}; convert it, e.g. with "
+            "vec.float()"
+        )
+    harmonics = _torch.spherical_harmonics(lmax, vec.reshape(-1, 3), normalization, normalize)
+    return harmonics.view(*vec.shape[:-1], (lmax + 1) ** 2)
+
+
+def check_options(lmax: int, normalization: str) -> None:
+    """Raises ValueError unless ``lmax`` is a degree and ``normalization`` a known name."""
+    if lmax < 0:
+        raise ValueError(f"lmax must be >= 0, got {lmax}")
+    if normalization not in get_args(Normalization):
+        raise ValueError(
+            f"normalization must be one of {', '.join(get_args(Normalization))}, "
+            f"got {normalization!r}"
+        )
