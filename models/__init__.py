@@ -1,4 +1,23 @@
 """Interatomic potentials built on the public tensor products; imported as `eqtp.models`."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 if __name__ != "eqtp.models":
     raise ImportError("import this package as eqtp.models")
+
+if TYPE_CHECKING:
+    from eqtp.models.io import load, save
+    from eqtp.models.mace import MACE
+
+__all__ = ["MACE", "load", "save"]
+
+_MODULES = {"MACE": "eqtp.models.mace", "load": "eqtp.models.io", "save": "eqtp.models.io"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'eqtp.models' has no attribute {name!r}; it has {__all__}")

@@ -1,0 +1,113 @@
+"""From node energies to energies, forces and stress: what every potential shares."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from eqtp.graph import Graph
+
+__all__ = ["Potential", "energy_and_derivatives"]
+
+
+class Potential(Protocol):
+    """What a model offers: elements, isolated-atom energies, and node energies of edge vectors."""
+
+    atomic_numbers: list[int]
+    hyperparameters: dict[str, Any]
+    training: bool
+
+    def node_energies(self, element: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+        """Interaction energy of each node in eV."""
+
+
+def energy_and_derivatives(
+    model: Potential, data: Any, *, compute_forces: bool, compute_stress: bool
+) -> dict[str, Tensor]:
+    """Energies, forces = -dE/dposition and stress = dE/dstrain / volume of a batch.
+
+    Derivatives are those of the interaction energy only: the isolated atoms' energies are large
+    and constant, and are added in float64 at the end. The strain acts on positions, edge shifts
+    and cell alike.
+
+    Args:
+        model: The potential.
+        data: See `eqtp.models.training.data.from_ase`.
+        compute_forces: Whether to return forces.
+        compute_stress: Whether to return the stress.
+
+    Raises:
+        ValueError: An element is unknown, a position is not finite, or stress without a cell.
+    """
+    positions: Tensor = data.positions
+    element = _element_index(model.atomic_numbers, data.atomic_numbers)
+    if not bool(torch.isfinite(positions).all()):
+        bad = int((~torch.isfinite(positions)).any(1).nonzero()[0])
+        raise ValueError(f"positions must be finite, atom {bad} is at {positions[bad].tolist()}")
+    num_graphs = data.cell.shape[0] if data.cell.ndim == 3 else 1
+    batch = data.batch if data.batch is not None else torch.zeros_like(element)
+    graph = Graph(data.edge_src, data.edge_dst, len(positions))
+
+    with torch.set_grad_enabled(compute_forces or compute_stress or torch.is_grad_enabled()):
+        if compute_forces and not positions.requires_grad:
+            positions = positions.detach().requires_grad_()
+        shift: Tensor = data.edge_shift
+        moved, strain = positions, None
+        if compute_stress:
+            strain = positions.new_zeros(num_graphs, 3, 3).requires_grad_()
+            symmetric = (strain + strain.mT) / 2
+            moved = positions + _rows_times(positions, symmetric.index_select(0, batch))
+            of_edge = batch.index_select(0, graph.edge_dst)
+            shift = shift + _rows_times(shift, symmetric.index_select(0, of_edge))
+        vectors = (
+            moved.index_select(0, graph.edge_dst) - moved.index_select(0, graph.edge_src) + shift
+        )
+        interaction = model.node_energies(element, vectors, graph).double()
+        targets = [positions] * compute_forces + ([] if strain is None else [strain])
+        gradients: tuple[Tensor, ...] = ()
+        if targets:
+            gradients = torch.autograd.grad(
+                interaction.sum(), targets, create_graph=model.training, materialize_grads=True
+            )
+    isolated = torch.tensor(
+        model.hyperparameters["atomic_energies"], dtype=torch.float64, device=positions.device
+    )
+    node_energy = interaction + isolated.index_select(0, element)
+    if targets and not model.training:
+        node_energy = node_energy.detach()  # its graph was freed with the derivatives
+    result = {
+        "energy": node_energy.new_zeros(num_graphs).index_add(0, batch, node_energy),
+        "node_energy": node_energy,
+    }
+    if compute_forces:
+        result["forces"] = -gradients[0]
+    if strain is not None:
+        volume = torch.linalg.det(data.cell.reshape(-1, 3, 3)).abs()
+        if not bool((volume > 0).all()):
+            raise ValueError("stress needs a periodic cell, got a cell of zero volume")
+        result["stress"] = gradients[-1] / volume[:, None, None]
+    return result
+
+
+def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Each row times its own matrix."""
+    return (rows[:, None, :] @ matrices).squeeze(1)
+
+
+def _element_index(known: list[int], atomic_numbers: Tensor) -> Tensor:
+    """Index of each atom's element in the model's list."""
+    table = torch.full((max(*known, 118) + 1,), -1, device=atomic_numbers.device)
+    table[torch.tensor(known, device=atomic_numbers.device)] = torch.arange(
+        len(known), device=atomic_numbers.device
+    )
+    inside = (atomic_numbers >= 0) & (atomic_numbers < len(table))
+    element = torch.where(inside, table[atomic_numbers.clamp(0, len(table) - 1)], -1)
+    if bool((element < 0).any()):
+        unknown = sorted(set(atomic_numbers[element < 0].tolist()))
+        raise ValueError(
+            f"the model knows the elements {known} (atomic numbers), the structure has {unknown}; "
+            "train a model that includes them"
+        )
+    return element
