@@ -253,6 +253,11 @@ class TrainingConfig(_Section):
             )
         return self
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Frames per step of an evaluation."""
+        return self.eval_batch_size or 2 * self.batch_size
+
     def phase_starts(self) -> list[int]:
         """First epoch of each phase."""
         return [

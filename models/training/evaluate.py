@@ -1,0 +1,70 @@
+"""The command `eqtp evaluate`: errors of a model on labelled frames."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import eqtp.models
+from eqtp.models.training.checkpoint import RunDirectory, write_atomically
+from eqtp.models.training.data import StructureDataset, read
+from eqtp.models.training.datasets import NAMES, load_named
+from eqtp.models.training.evaluation import evaluate
+from eqtp.models.training.labels import LabelKeys
+from eqtp.models.training.plots import plot_parity
+from eqtp.models.training.report import Report
+from eqtp.models.training.statistics import split_isolated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `eqtp evaluate`."""
+    parser.description = "Errors of a model on labelled frames."
+    parser.add_argument("model", help="model file (.safetensors) or the folder of a run")
+    parser.add_argument(
+        "data", nargs="+", help=f"files that ASE reads, or a named set ({', '.join(NAMES)})"
+    )
+    parser.add_argument("--plots", metavar="DIR", help="write parity plots here")
+    parser.add_argument("--json", metavar="FILE", help="write the errors here")
+    parser.add_argument("--batch-size", type=int, default=10, help="frames at a time")
+    parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", ...')
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's own")
+    for name in ("energy", "forces", "stress"):
+        parser.add_argument(f"--{name}-key", help=f"key of the {name} label")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates as the arguments say; returns the exit status."""
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = RunDirectory(args.model).model if Path(args.model).is_dir() else Path(args.model)
+    model = eqtp.models.load(path, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    dtype = next(model.parameters()).dtype
+    keys = LabelKeys(args.energy_key, args.forces_key, args.stress_key)
+    evaluations, notes, published = [], [], None
+    for data in args.data:
+        if data in NAMES:
+            splits = load_named(data)
+            sets, published = splits.tests, splits.published
+            notes += splits.notes
+        else:
+            sets = {Path(data).name: split_isolated(read(data, keys=keys))[0]}
+        for name, frames in sets.items():
+            structures = StructureDataset(frames, float(model.r_max), dtype=dtype)
+            evaluations.append(
+                evaluate(model, structures, name=name, batch_size=args.batch_size, device=device)
+            )
+    report = Report(f"errors of {path}", evaluations, notes, published)
+    print(report.text())
+    if args.json:
+        write_atomically(Path(args.json), report.json().encode())
+    if args.plots:
+        for quantity in ("energy", "forces"):
+            plot = plot_parity(evaluations, quantity, Path(args.plots) / f"parity_{quantity}.png")
+            if plot:
+                print(f"plot: {plot}")
+    return 0

@@ -1,0 +1,106 @@
+"""Training with Lightning's Trainer, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from eqtp.models.training.batches import Position, TrainingBatches, evaluation_batches
+from eqtp.models.training.checkpoint import RunDirectory
+from eqtp.models.training.config import Config, TrainingConfig
+from eqtp.models.training.data import StructureDataset
+from eqtp.models.training.lightning_module import TrainingModule
+from eqtp.models.training.progress import Progress
+from eqtp.models.training.recorder import Recorder
+from eqtp.models.training.sampler import EdgeBalancedBatchSampler
+from eqtp.models.training.structure import Structure
+
+
+def fit(
+    model: nn.Module,
+    train: StructureDataset,
+    valid: Sequence[Structure],
+    config: Config,
+    run: RunDirectory,
+    state: dict[str, Any] | None = None,
+) -> Trainer:
+    """Trains until `max_epochs` or `max_time`; the results are the files of the run.
+
+    Args:
+        model: With its initial weights; ends with the last raw ones.
+        train: Training structures.
+        valid: Validation structures.
+        config: The resolved config.
+        run: Where metrics and checkpoints go.
+        state: A checkpoint to go on from.
+    """
+    training = config.training
+    position = Position(**state["position"]) if state else Position()
+    recorder = Recorder(config, run, describe(model), state)
+    trainer = make_trainer(
+        training,
+        max_epochs=training.max_epochs - position.epoch,
+        callbacks=[recorder, Progress(recorder)],
+    )
+    rank, world_size = trainer.global_rank, trainer.world_size
+    sampler = EdgeBalancedBatchSampler(
+        train.num_edges,
+        training.batch_size,
+        seed=training.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    module = TrainingModule(
+        model,
+        training,
+        TrainingBatches(train, sampler, position),
+        evaluation_batches(
+            [valid[i] for i in range(rank, len(valid), world_size)], training.evaluation_batch_size
+        ),
+    )
+    if state:
+        module.load_training_state(state)
+    if position.epoch < training.max_epochs:
+        trainer.fit(module)
+    return trainer
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint says about the model, enough to build it again."""
+    return {"class": type(model).__name__, "hyperparameters": model.hyperparameters}
+
+
+def make_trainer(training: TrainingConfig, *, max_epochs: int, callbacks: list[Any]) -> Trainer:
+    """A Trainer that does the loop and the processes, and leaves files to our callbacks."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+    torch.set_float32_matmul_precision(training.matmul_precision)
+    if training.num_threads is not None:
+        torch.set_num_threads(training.num_threads)
+    strategy: Any = training.strategy
+    if strategy == "ddp":
+        # Buffers are constants here: sending them with every step would buy nothing.
+        strategy = DDPStrategy(broadcast_buffers=False)
+    return Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        strategy=strategy,
+        max_epochs=max_epochs,
+        gradient_clip_val=training.clip_grad_norm,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
