@@ -1,0 +1,130 @@
+"""What every benchmark needs: alternating timings, the machine in words, and atomic JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "e3nn", "mace-torch", "torch-geometric", "numpy")
+
+
+@dataclass
+class Samples:
+    """The repetitions of one timed call, in seconds: wall clock and CPU time of the process."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Median, quartiles and every sample of both clocks."""
+        return {"wall": _summary(self.wall), "cpu": _summary(self.cpu)}
+
+
+def _summary(samples: list[float]) -> dict[str, Any]:
+    first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return {"median": median, "quartiles": [first, third], "min": min(samples), "samples": samples}
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]], *, repetitions: int = 20, warmup: int = 3
+) -> dict[str, Samples]:
+    """Times several calls in turn, so that a change of the machine's mood meets all of them.
+
+    Args:
+        calls: What to time, by name. In each repetition every one is called once, in this order.
+        repetitions: Timed rounds, at least 2.
+        warmup: Rounds before the clock runs.
+
+    Returns:
+        The samples of each call.
+
+    Example:
+        >>> samples = alternate({"nothing": lambda: None}, repetitions=4)
+        >>> len(samples["nothing"].wall)
+        4
+    """
+    if repetitions < 2:
+        raise ValueError(f"repetitions must be at least 2, got {repetitions}")
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    samples = {name: Samples() for name in calls}
+    for _ in range(repetitions):
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            samples[name].cpu.append(time.process_time() - cpu)
+            samples[name].wall.append(time.perf_counter() - wall)
+    return samples
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest difference over the largest reference, both taken to float64."""
+    reference = reference.detach().double()
+    difference = (value.detach().double() - reference).abs().max()
+    return float(difference / reference.abs().max())
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the versions and the commit that a result belongs to."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "load": os.getloadavg(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def results_folder() -> Path:
+    """The folder of this machine's results, e.g. benchmarks/results/amd-epyc-2-cores."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{_cpu_model()} {os.cpu_count()} cores".lower()).strip("-")
+    return RESULTS / slug
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record as JSON: to a temporary file of the same folder, then os.replace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked `+changes` when the working tree differs; None in a wheel."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None
