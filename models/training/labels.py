@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 # Where a label is looked for when the user names no key.
 AUTOMATIC_KEYS: dict[str, tuple[str, ...]] = {
@@ -16,6 +17,8 @@ AUTOMATIC_KEYS: dict[str, tuple[str, ...]] = {
     "stress": ("REF_stress", "stress"),
     "virials": ("REF_virials", "virials", "REF_virial", "virial"),
 }
+
+_GEOMETRY = frozenset({"positions", "numbers", "cell", "pbc"})
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,27 @@ def attach_labels(atoms: Atoms, labels: dict[str, Any]) -> Atoms:
         for name in names:
             labelled.info.pop(name, None)
             labelled.arrays.pop(name, None)
-    if labels:
-        labelled.calc = SinglePointCalculator(labelled, **labels)
+    results = dict(labels)
+    if "stress" in results:
+        results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])  # what ASE keeps
+    if results:
+        labelled.calc = SinglePointCalculator(labelled, **results)
     return labelled
 
 
+def label_names(atoms: Atoms) -> list[str]:
+    """Names under which a structure holds values, for error messages."""
+    return sorted(_available(atoms))
+
+
 def _available(atoms: Atoms) -> dict[str, Any]:
-    """Every named value of a structure, calculator results first."""
-    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    """Every named value of a structure, calculator results first.
+
+    Results of other positions (the structure was moved since) are no labels of this one.
+    """
+    results: dict[str, Any] = {}
+    if atoms.calc is not None and not _GEOMETRY.intersection(atoms.calc.check_state(atoms)):
+        results = dict(atoms.calc.results)
     per_atom = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
     return {**per_atom, **atoms.info, **results}
 

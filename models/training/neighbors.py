@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ase import Atoms
 from ase.geometry import complete_cell
 from jaxtyping import Bool, Float64, Int64
 from vesin import NeighborList
@@ -11,6 +12,10 @@ from vesin import NeighborList
 # called linearly dependent: 1e-8 is far below any crystal (a 1 degree angle gives 1.7e-2) and
 # far above the rounding of float64 coordinates.
 _MIN_RELATIVE_VOLUME = 1e-8
+
+# Two atoms closer than this (Å) are one atom written twice: the shortest bond there is, H2, has
+# 0.74 Å.
+MIN_DISTANCE = 1e-3
 
 
 def neighbor_list(
@@ -59,6 +64,52 @@ def neighbor_list(
     src, dst, shift = src.astype(np.int64), dst.astype(np.int64), shift.astype(np.int64)
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], src, dst))
     return src[order], dst[order], shift[order]
+
+
+def edges(
+    atoms: Atoms, r_max: float, where: str = "structure"
+) -> tuple[
+    Int64[np.ndarray, " num_edges"],
+    Int64[np.ndarray, " num_edges"],
+    Int64[np.ndarray, "num_edges 3"],
+]:
+    """`neighbor_list` of a structure, refused where it has no meaning.
+
+    Args:
+        atoms: the structure.
+        r_max: cutoff, Å, larger than `MIN_DISTANCE`.
+        where: how errors call the structure, e.g. "train.xyz, frame 3".
+
+    Returns:
+        `(src, dst, shift)` as `neighbor_list`.
+
+    Raises:
+        ValueError: for no atoms, positions or cell that are not finite, a periodic cell without
+            volume, or two atoms (periodic images included) closer than `MIN_DISTANCE`.
+    """
+    positions, cell = atoms.positions, atoms.cell.array
+    if len(atoms) == 0:
+        raise ValueError(f"{where}: a structure must have at least one atom, got none")
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        first = int(finite.argmin())
+        raise ValueError(
+            f"{where}: positions must be finite, got {positions[first].tolist()} of atom {first}"
+        )
+    if not np.isfinite(cell).all():
+        raise ValueError(f"{where}: the cell must be finite, got {cell.tolist()}")
+    try:
+        src, dst, shift = neighbor_list(positions, cell, atoms.pbc, r_max)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    distance = np.linalg.norm(positions[dst] - positions[src] + shift @ cell, axis=1)
+    if (distance < MIN_DISTANCE).any():
+        edge = int(distance.argmin())
+        raise ValueError(
+            f"{where}: atoms must be at least {MIN_DISTANCE} Å apart, got {distance[edge]:.1e} Å "
+            f"between atoms {src[edge]} and {dst[edge]}; remove the duplicate"
+        )
+    return src, dst, shift
 
 
 def _complete_cell(

@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 
-from eqtp.models.training.data import is_isolated_atom
 from eqtp.models.training.labels import find_labels
+from eqtp.models.training.reading import is_isolated_atom
 from eqtp.models.training.structure import Structure
 
 
@@ -33,13 +33,10 @@ class Statistics:
     avg_num_neighbors: float
 
 
-def split_isolated(frames: Iterable[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
+def split_isolated(frames: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
     """Separates the frames with one isolated atom: returns `(structures, isolated)`."""
-    structures: list[Atoms] = []
-    isolated: list[Atoms] = []
-    for atoms in frames:
-        (isolated if is_isolated_atom(atoms) else structures).append(atoms)
-    return structures, isolated
+    structures = [atoms for atoms in frames if not is_isolated_atom(atoms)]
+    return structures, [atoms for atoms in frames if is_isolated_atom(atoms)]
 
 
 def atomic_energies(
