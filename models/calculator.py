@@ -200,6 +200,7 @@ class Calculator(AseCalculator):  # type: ignore[misc]
         """
         super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
         atoms = cast("Atoms", self.atoms)
+        self._check(atoms)
         periodic = bool(atoms.pbc.any()) and atoms.cell.volume > 0
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
@@ -220,7 +221,6 @@ class Calculator(AseCalculator):  # type: ignore[misc]
     def _structure(self, atoms: Atoms) -> Structure:
         """The graph of `atoms` on the model's device."""
         positions, cell = atoms.positions, atoms.cell.array
-        self._check(atoms)
         src, dst, shift = self.verlet_list(positions, cell, atoms.pbc)
         return Structure(
             atomic_numbers=self._atomic_numbers,
