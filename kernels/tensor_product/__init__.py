@@ -1,0 +1,7 @@
+"""The general tensor product: every mode of e3nn, mixed in one problem, rows and graphs."""
+
+from __future__ import annotations
+
+from .op import tensor_product
+
+__all__ = ["tensor_product"]

@@ -1,0 +1,147 @@
+"""The general tensor product. Definition: reference.py; implementation: _torch.py."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from eqtp.backend import Backend, resolve
+from eqtp.graph import Graph
+from eqtp.layout import Layout, check_layout, to_layout
+from eqtp.problem import TensorProductProblem
+
+from . import _torch, reference
+
+__all__ = ["IMPLEMENTED", "tensor_product", "validate"]
+
+IMPLEMENTED = ("torch", "reference")
+
+
+def tensor_product(
+    x1: Float[Tensor, "rows_in1 dim1"],
+    x2: Float[Tensor, "rows dim2"],
+    weight: Float[Tensor, "*rows weight_numel"] | None,
+    problem: TensorProductProblem,
+    *,
+    graph: Graph | None = None,
+    layout: Layout = "mul_ir",
+    backend: Backend = "auto",
+) -> Float[Tensor, "rows_out dim_out"]:
+    """Tensor product of any paths and modes.
+
+        out[z, W, k] += coefficient * sum w3j[i, j, k] * weight[z, ...] * x1[z, U, i] * x2[z, V, j]
+
+    O(3)-equivariant; linear in x1, x2 and weight; differentiable to any order.
+
+    Args:
+        x1: First operand, one row per row of x2; with a graph one row per sender.
+        x2: Second operand; with a graph one row per edge.
+        weight: Flat path weights, one vector for all rows or one per row (edge); None for a
+            product without weights.
+        problem: What to compute.
+        graph: Message passing: x1 is taken at the senders, results are summed at the receivers.
+        layout: Memory order of x1, x2 and the result.
+        backend: Which implementation runs.
+
+    Returns:
+        One row per row of x2; with a graph one row per receiver. Columns as `irreps_out`.
+
+    Raises:
+        ValueError: A shape, layout or backend name breaks the rules above.
+        TypeError: Operands differ in dtype or device, or are not floating-point tensors.
+        NotImplementedError: The backend was asked for by name and cannot serve.
+
+    Example:
+        >>> import torch
+        >>> problem = TensorProductProblem.from_instructions(
+        ...     "2x1o", "1x1o", "2x0e", [(0, 0, 0, "uvu", True)])
+        >>> x1, x2 = torch.ones(1, 6), torch.ones(1, 3)
+        >>> tensor_product(x1, x2, torch.tensor([1.0, 2.0]), problem)
+        tensor([[1.7321, 3.4641]])
+    """
+    check_layout(layout)
+    validate(x1, x2, weight, problem, graph)
+    chosen = resolve(
+        backend, family="tensor_product", implemented=IMPLEMENTED, device=x1.device.type
+    )
+    if chosen.backend == "reference":
+        return reference.tensor_product(x1, x2, weight, problem, graph=graph, layout=layout)
+    out = _torch.tensor_product(
+        to_layout(x1, problem.irreps_in1, layout, "ir_mul"),
+        to_layout(x2, problem.irreps_in2, layout, "ir_mul"),
+        weight,
+        problem,
+        graph,
+    )
+    return to_layout(out, problem.irreps_out, "ir_mul", layout)
+
+
+def validate(
+    x1: Tensor,
+    x2: Tensor,
+    weight: Tensor | None,
+    problem: TensorProductProblem,
+    graph: Graph | None,
+) -> None:
+    """Refuses operands that do not fit the problem or each other.
+
+    Raises:
+        ValueError: A shape is wrong.
+        TypeError: A dtype or device is wrong.
+    """
+    irreps1, irreps2 = problem.irreps_in1, problem.irreps_in2
+    for name, x, irreps in (("x1", x1, irreps1), ("x2", x2, irreps2)):
+        _check_tensor(name, x)
+        if x.ndim != 2 or x.shape[1] != irreps.dim:
+            raise ValueError(
+                f"{name} must have {irreps.dim} columns (irreps_in{name[1]}='{irreps}'), "
+                f"got shape {tuple(x.shape)}"
+            )
+    if graph is None:
+        if x1.shape[0] != x2.shape[0]:
+            raise ValueError(
+                "x1 and x2 must have as many rows, or pass graph= for message passing, "
+                f"got shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
+            )
+    elif x1.shape[0] != graph.num_src or x2.shape[0] != graph.num_edges:
+        raise ValueError(
+            f"with this graph x1 must have {graph.num_src} rows (senders) and x2 "
+            f"{graph.num_edges} rows (edges), got shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
+    _check_weight(weight, problem, x2.shape[0])
+    for name, tensor in (("x2", x2), ("weight", weight)):
+        if tensor is not None and (tensor.dtype, tensor.device) != (x1.dtype, x1.device):
+            raise TypeError(
+                f"x1 and {name} must share dtype and device, got {x1.dtype} on {x1.device} "
+                f"and {tensor.dtype} on {tensor.device}"
+            )
+    if graph is not None and graph.device != x1.device:
+        raise TypeError(f"x1 and graph must be on one device, got {x1.device} and {graph.device}")
+
+
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def _check_weight(weight: Tensor | None, problem: TensorProductProblem, rows: int) -> None:
+    numel = problem.weight_numel
+    if weight is None:
+        if numel > 0:
+            raise ValueError(
+                f"weight must be given: the product has {numel} weights; pass [{numel}] or "
+                f"[{rows}, {numel}]"
+            )
+        return
+    _check_tensor("weight", weight)
+    if numel == 0 and weight.numel() > 0:
+        raise ValueError(
+            f"weight must be None for a product without weights, got shape {tuple(weight.shape)}"
+        )
+    if tuple(weight.shape) not in ((numel,), (rows, numel)):
+        raise ValueError(
+            f"weight must have shape [{numel}] (shared) or [{rows}, {numel}] (one per row), "
+            f"got {tuple(weight.shape)}"
+        )
