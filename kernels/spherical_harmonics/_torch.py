@@ -65,16 +65,14 @@ class _UnitVectors(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(vec: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, vec: Tensor) -> tuple[Tensor, Tensor]:
         squared = (vec * vec).sum(0, keepdim=True)
         vanishing = squared < torch.finfo(vec.dtype).tiny
         inverse = torch.rsqrt(squared).masked_fill_(vanishing, 0.0)
-        return vec * inverse, inverse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
+        unit = vec * inverse
+        ctx.save_for_backward(unit, inverse)
         ctx.set_materialize_grads(False)
+        return unit, inverse
 
     @staticmethod
     def backward(ctx: Any, grad_unit: Tensor | None, grad_inverse: Tensor | None) -> Any:
@@ -92,24 +90,23 @@ class _SolidHarmonics(torch.autograd.Function):
     """Y(v) [(lmax+1)^2, N] of v [3, N], degree after degree; the gradient needs only Y itself."""
 
     @staticmethod
-    def forward(vec: Tensor, constants: _Constants) -> Tensor:
+    def forward(ctx: Any, vec: Tensor, constants: _Constants) -> Tensor:
         n = vec.shape[1]
         degrees = [vec.new_full((1, n), constants.constant)]
         for step in constants.steps:
             outer = degrees[-1][:, None] * vec
             degrees.append(_matmul(step, outer.view(step.shape[1], n)))
-        return torch.cat(degrees)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Constants], output: Tensor) -> None:
-        ctx.constants = inputs[1]
-        ctx.save_for_backward(output)
+        harmonics = torch.cat(degrees)
+        ctx.constants = constants
+        ctx.save_for_backward(harmonics)
+        return harmonics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (harmonics,) = ctx.saved_tensors
         low = harmonics[: ctx.constants.lmax**2]
-        return _GradientForm.apply(ctx.constants, low, None, grad[1:]), None  # type: ignore[no-untyped-call]
+        high = grad[1:].contiguous()
+        return _GradientForm.apply(ctx.constants, low, None, high), None  # type: ignore[no-untyped-call]
 
 
 class _GradientForm(torch.autograd.Function):
@@ -120,7 +117,9 @@ class _GradientForm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(constants: _Constants, low: Any, vec: Any, high: Any) -> Tensor:
+    def forward(ctx: Any, constants: _Constants, low: Any, vec: Any, high: Any) -> Tensor:
+        ctx.constants = constants
+        ctx.save_for_backward(low, vec, high)
         result: Tensor
         if low is None:
             result = (_apply_form(constants.form_on_high, high) * vec[:, None]).sum(0)
@@ -129,11 +128,6 @@ class _GradientForm(torch.autograd.Function):
         else:
             result = (_apply_form(constants.form_on_low, low) * vec[:, None]).sum(0)
         return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.constants = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
