@@ -133,10 +133,12 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors[key] = value.detach().to("cpu", copy=True).contiguous()
     floating = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
     dtype = floating[0] if floating else torch.get_default_dtype()
+    # Which kernels run is a matter of the machine, not of the model: a file opens anywhere.
+    hyperparameters = {k: v for k, v in model.hyperparameters.items() if k != "backend"}
     description = {
         "format": FORMAT,
         "class": name,
-        "hyperparameters": model.hyperparameters,
+        "hyperparameters": hyperparameters,
         "eqtp_version": __version__,
         "dtype": str(dtype).removeprefix("torch."),
         "sha256": _digest(tensors),
@@ -146,7 +148,7 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name}.hyperparameters must be finite numbers, strings, lists and dicts, got"
-            f" {model.hyperparameters!r} ({error})"
+            f" {hyperparameters!r} ({error})"
         ) from error
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
 from ase.io import read
 from torch import nn
 
+from eqtp.cli import main
 from eqtp.models import md
 from eqtp.models.calculator import Calculator
 from eqtp.models.io import save
@@ -44,11 +45,12 @@ def relaxed(calculator: Calculator) -> Atoms:
 
 
 def test_nve_conserves_energy_and_momenta(relaxed: Atoms, calculator: Calculator) -> None:
-    result = molecular_dynamics(relaxed, calculator, steps=600, temperature=300)
+    result = molecular_dynamics(relaxed, calculator, steps=800, timestep=0.25)
     assert abs(result.drift) < TOLERANCES["drift"]
     assert result.fluctuation < 0.05 * result.kinetic_energy.std() * 1000 / len(relaxed)
     assert np.abs(result.atoms.get_momenta().sum(axis=0)).max() < TOLERANCES["momentum"]
     assert np.abs(result.atoms.get_angular_momentum()).max() < TOLERANCES["momentum"]
+    assert np.allclose(result.temperature, 2 * result.kinetic_energy / (21 * units.kB))
 
 
 def test_the_error_of_the_energy_is_of_second_order(relaxed: Atoms, calculator: Calculator) -> None:
@@ -76,22 +78,49 @@ def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
     assert 1 < cached.verlet_list.num_builds < 40
 
 
-def test_langevin_reaches_the_temperature() -> None:
-    """A harmonic crystal of known heat capacity: <Ekin> = 3/2 N kB T, <Epot> the same."""
-    atoms = bulk("Ar", cubic=True) * (2, 2, 2)
-    size = 3 * len(atoms)
+STIFFNESS = 2.0  # eV/Å^2
+
+
+@pytest.fixture
+def einstein_crystal() -> tuple[Atoms, HarmonicCalculator]:
+    """Argon atoms, each bound to its site."""
+    atoms = bulk("Ar", cubic=True) * (2, 2, 1)
+    hessian = STIFFNESS * np.eye(3 * len(atoms))
     field = HarmonicForceField(
-        ref_atoms=atoms.copy(), ref_energy=0.0, hessian_x=2.0 * np.eye(size), cartesian=True
+        ref_atoms=atoms.copy(), ref_energy=0.0, hessian_x=hessian, cartesian=True
     )
+    return atoms, HarmonicCalculator(field)
+
+
+def test_an_oscillator_is_back_after_its_period(
+    einstein_crystal: tuple[Atoms, HarmonicCalculator],
+) -> None:
+    """The units of time, mass and energy: T = 2 pi sqrt(m / k)."""
+    atoms, calculator = einstein_crystal
+    mass = atoms.get_masses()[0] * units._amu
+    stiffness = STIFFNESS * units._e * 1e20
+    period = 2 * np.pi * np.sqrt(mass / stiffness) * 1e15
+    run = molecular_dynamics(atoms, calculator, steps=400, timestep=period / 400, interval=100)
+    assert np.allclose(run.atoms.positions, atoms.positions, rtol=0, atol=1e-4)
+    turned = run.kinetic_energy[[0, 2, 4]]
+    assert np.allclose(turned, turned[0], rtol=1e-3)
+    assert run.kinetic_energy[1] < 1e-3 * turned[0]
+
+
+def test_langevin_reaches_the_temperature(
+    einstein_crystal: tuple[Atoms, HarmonicCalculator],
+) -> None:
+    """Equipartition: kinetic and potential energy are 3/2 N kB T each."""
+    atoms, calculator = einstein_crystal
     result = molecular_dynamics(
-        atoms, HarmonicCalculator(field), ensemble="nvt", temperature=200, timestep=2.0,
-        steps=4000, friction=0.02, seed=3,
+        atoms, calculator, ensemble="nvt", temperature=200, timestep=4.0, steps=4000, friction=0.02,
+        seed=3,
     )  # fmt: skip
-    settled = slice(len(result.time) // 4, None)
-    # 96 modes over some 60 correlation times: a standard error of 2 %.
+    settled = slice(len(result.time) // 8, None)
+    # 48 modes over some 200 correlation times: a standard error of 1.5 %.
     assert result.temperature[settled].mean() == pytest.approx(200, rel=0.06)
-    potential = result.potential_energy[settled].mean()
-    assert potential == pytest.approx(size / 2 * units.kB * 200, rel=0.06)
+    expected = 3 / 2 * len(atoms) * units.kB * 200
+    assert result.potential_energy[settled].mean() == pytest.approx(expected, rel=0.06)
 
 
 def test_initial_velocities_have_the_temperature_and_no_rigid_motion() -> None:
@@ -159,9 +188,7 @@ def test_constraints_are_kept(relaxed: Atoms, calculator: Calculator) -> None:
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    md.add_arguments(parser)
-    return md.run(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["md", *(str(argument) for argument in arguments)])
 
 
 @pytest.fixture
@@ -253,11 +280,13 @@ def test_bad_settings_are_refused(
     assert not out.exists()
 
 
-def test_bad_files_are_refused_by_the_command(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"structure file must exist.*absent\.xyz"):
-        command(files[0], tmp_path / "absent.xyz", "--steps", "1")
-    with pytest.raises(FileNotFoundError, match=r"model file must exist"):
-        command(tmp_path / "absent.safetensors", files[1], "--steps", "1")
+def test_bad_files_are_refused_by_the_command(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(files[0], tmp_path / "absent.xyz", "--steps", "1") == 2
+    assert re.search(r"structure file must exist.*absent\.xyz", capsys.readouterr().err)
+    assert command(tmp_path / "absent.safetensors", files[1], "--steps", "1") == 2
+    assert "a model file must exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", ["--timestep", "--time", "--friction"])
