@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    chosen, rest = parser.parse_known_args(arguments[:1]), arguments[1:]
+    chosen, rest = parser.parse_args(arguments[:1]), arguments[1:]
     if chosen.command is None:
         parser.print_help()
         return 2

@@ -62,7 +62,9 @@ def collate(frames: Sequence[Structure]) -> Structure:
     this takes 0.25 ms: training collates in every step.
     """
     joined: dict[str, Any] = {"num_nodes": 0}
-    columns: dict[str, list[Tensor]] = {key: [] for key in frames[0].keys() if key != "num_nodes"}
+    columns: dict[str, list[Tensor]] = {
+        key: [] for key in frames[0].to_dict() if key != "num_nodes"
+    }
     for graph, frame in enumerate(frames):
         for key, column in columns.items():
             value = frame[key]

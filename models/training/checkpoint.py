@@ -74,10 +74,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def random_states() -> dict[str, Any]:
     """States of the generators of Python, NumPy and torch, as `write_checkpoint` takes them."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy: dict[str, Any] = dict(np.random.get_state(legacy=False))
+    numpy["state"] = {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}
     return {
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -87,7 +88,9 @@ def set_random_states(states: dict[str, Any]) -> None:
     """Restores what `random_states` returned."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(states["numpy"]))
+    numpy = dict(states["numpy"])
+    numpy["state"] = {**numpy["state"], "key": np.array(numpy["state"]["key"], dtype=np.uint32)}
+    np.random.set_state(numpy)
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -154,7 +157,7 @@ class RunDirectory:
         Raises:
             CorruptCheckpointError: if there are checkpoints and none is whole.
         """
-        refused = []
+        refused: list[str] = []
         for path in (self.last, self.previous):
             try:
                 return read_checkpoint(path), refused

@@ -83,9 +83,10 @@ class DataConfig(_Section):
     """Where the labelled frames come from.
 
     Attributes:
-        name: A named data set (`"3bpa"`), or None for files of your own.
-        path: Folder or file that is looked at first; files below are relative to it.
-        train_file: Training frames (anything ASE reads); a named set has its own.
+        name: A named data set, or None for files of your own.
+        path: Folder of the files below, or of the named set (which is looked for in the usual
+            places without it).
+        train_file: Training frames (anything ASE reads).
         valid_file: Validation frames; without it a fraction of the training frames is held out.
         valid_fraction: That fraction.
         test_files: Test sets, name -> file.
@@ -96,7 +97,7 @@ class DataConfig(_Section):
             squares), or element -> eV. None: isolated atoms if the data has them, else average.
     """
 
-    name: Literal["3bpa"] | None = None
+    name: Literal["3bpa", "3bpa-xtb"] | None = None
     path: str | None = None
     train_file: str | None = None
     valid_file: str | None = None

@@ -32,5 +32,5 @@ class ExponentialMovingAverage(nn.Module):
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
-        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            average.copy_(value)
+        for kept, value in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(value)

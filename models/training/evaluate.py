@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import eqtp.models
 from eqtp.models.training.checkpoint import RunDirectory, write_atomically
-from eqtp.models.training.data import StructureDataset, read
+from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.datasets import NAMES, load_named
 from eqtp.models.training.evaluation import evaluate
 from eqtp.models.training.labels import LabelKeys
 from eqtp.models.training.plots import plot_parity
+from eqtp.models.training.reading import read
 from eqtp.models.training.report import Report
 from eqtp.models.training.statistics import split_isolated
 
@@ -42,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     path = RunDirectory(args.model).model if Path(args.model).is_dir() else Path(args.model)
-    model = eqtp.models.load(path, dtype=getattr(torch, args.dtype) if args.dtype else None)
-    dtype = next(model.parameters()).dtype
+    model: Any = eqtp.models.load(path, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    dtype, r_max = next(model.parameters()).dtype, model.hyperparameters["r_max"]
     keys = LabelKeys(args.energy_key, args.forces_key, args.stress_key)
     evaluations, notes, published = [], [], None
     for data in args.data:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             sets = {Path(data).name: split_isolated(read(data, keys=keys))[0]}
         for name, frames in sets.items():
-            structures = StructureDataset(frames, float(model.r_max), dtype=dtype)
+            structures = list(StructureDataset(frames, r_max, dtype=dtype))
             evaluations.append(
                 evaluate(model, structures, name=name, batch_size=args.batch_size, device=device)
             )

@@ -42,7 +42,7 @@ class TrainingModule(LightningModule):
         valid: Sequence[Structure],
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.ema = ExponentialMovingAverage(model, training.ema_decay)
         self.training_config = training
         self.batches = batches

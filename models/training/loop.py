@@ -15,7 +15,6 @@ from torch import nn
 from eqtp.models.training.batches import Position, TrainingBatches, evaluation_batches
 from eqtp.models.training.checkpoint import RunDirectory
 from eqtp.models.training.config import Config, TrainingConfig
-from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.lightning_module import TrainingModule
 from eqtp.models.training.progress import Progress
 from eqtp.models.training.recorder import Recorder
@@ -25,7 +24,7 @@ from eqtp.models.training.structure import Structure
 
 def fit(
     model: nn.Module,
-    train: StructureDataset,
+    train: Sequence[Structure],
     valid: Sequence[Structure],
     config: Config,
     run: RunDirectory,
@@ -51,7 +50,7 @@ def fit(
     )
     rank, world_size = trainer.global_rank, trainer.world_size
     sampler = EdgeBalancedBatchSampler(
-        train.num_edges,
+        [structure.edge_src.shape[0] for structure in train],
         training.batch_size,
         seed=training.seed,
         rank=rank,

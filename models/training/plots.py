@@ -41,7 +41,7 @@ def plot_parity(evaluations: Sequence[Evaluation], quantity: str, path: Path) ->
         else:
             unit, rmse = "eV/Å", f"{e.metrics['forces_rmse']:.1f} meV/Å"
         _parity_panel(axes, labels, predictions)
-        axes.set(title=f"{e.name}: RMSE {rmse}", xlabel=f"label [{unit}]")
+        axes.set(title=f"{e.name}\nRMSE {rmse}", xlabel=f"label [{unit}]")
         axes.set_ylabel(f"prediction [{unit}]")
     return _save(figure, path)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from ase import Atoms
@@ -17,6 +18,7 @@ from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.datasets import Splits, load_files, load_named
 from eqtp.models.training.labels import LabelKeys
 from eqtp.models.training.statistics import Statistics, atomic_energies, statistics
+from eqtp.models.training.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,16 @@ class Prepared:
         splits: The data set.
         energies: E0 of each element, atomic number -> eV.
         statistics: Of the training set.
-        train: Its graphs.
-        valid: Those of the validation set.
+        train: Graphs of the training set.
+        valid: Graphs of the validation set.
         model: With initial weights, in the config's dtype.
     """
 
     splits: Splits
     energies: dict[int, float]
     statistics: Statistics
-    train: StructureDataset
-    valid: StructureDataset
+    train: list[Structure]
+    valid: list[Structure]
     model: nn.Module
 
     def summary(self) -> str:
@@ -61,12 +63,16 @@ def prepare(config: Config) -> Prepared:
         ValueError: if data, config or both together make no sense.
     """
     splits = load_data(config)
-    source = config.data.e0s or ("isolated" if splits.isolated else "average")
+    source: Mapping[str | int, float] | Literal["isolated", "average"]
+    if isinstance(config.data.e0s, dict):
+        source = dict(config.data.e0s.items())
+    else:
+        source = config.data.e0s or ("isolated" if splits.isolated else "average")
     energies = atomic_energies(source, splits.train, splits.isolated)
     _check_elements(splits, set(energies))
     dtype = getattr(torch, config.training.dtype)
-    train = StructureDataset(splits.train, config.model.r_max, dtype=dtype)
-    valid = StructureDataset(splits.valid, config.model.r_max, dtype=dtype)
+    train = list(StructureDataset(splits.train, config.model.r_max, dtype=dtype))
+    valid = list(StructureDataset(splits.valid, config.model.r_max, dtype=dtype))
     figures = statistics(train, energies)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, energies, figures).to(dtype)
@@ -77,7 +83,12 @@ def load_data(config: Config) -> Splits:
     """The frames that the config names, with the labels that its losses need."""
     data = config.data
     if data.name is not None:
-        return load_named(data.name, folder=data.path, seed=config.training.seed)
+        return load_named(
+            data.name,
+            folder=data.path,
+            valid_fraction=data.valid_fraction,
+            seed=config.training.seed,
+        )
     assert data.train_file is not None
     root = Path(data.path or ".")
     return load_files(

@@ -93,16 +93,22 @@ class Report:
         return rows
 
     def _comparison(self) -> list[list[str]]:
-        """Rows of the table of published figures; empty if there are none for these sets."""
+        """Rows of the table of published figures; empty if there are none for these sets.
+
+        A set's name starts with its condition ("300K (mixedT hold-out)").
+        """
         published = PUBLISHED.get(self.published or "", ())
-        known = {name for p in published for name in p.errors}
-        sets = [e for e in self.evaluations if e.name in known]
-        if not sets:
+        conditions = {e.name.split()[0]: e for e in self.evaluations}
+        known = [c for c in conditions if any(c in p.errors for p in published)]
+        if not known:
             return []
-        ours = [f"{e.metrics['energy_rmse']:.1f} / {e.metrics['forces_rmse']:.1f}" for e in sets]
-        rows = [["model", *(e.name for e in sets), "source"], ["this model", *ours, "-"]]
+        rows = [["model", *(conditions[c].name for c in known), "source"]]
+        errors = [conditions[c].metrics for c in known]
+        ours = [f"{e['energy_rmse']:.1f} / {e['forces_rmse']:.1f}" for e in errors]
+        rows.append(["this model", *ours, "-"])
         for p in published:
-            figures = [f"{p.errors[e.name][0]:.1f} / {p.errors[e.name][1]:.1f}" for e in sets]
+            pairs = [p.errors.get(c) for c in known]
+            figures = [f"{pair[0]:.1f} / {pair[1]:.1f}" if pair else "-" for pair in pairs]
             rows.append([p.model, *figures, p.source])
         return rows
 

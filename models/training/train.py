@@ -56,20 +56,26 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if state is not None:
         _check_same_model(state, prepared.model, folder)
-    elif rank_zero_only.rank == 0:
-        folder = RunDirectory.create(folder.path) if args.resume is None else folder
-    if rank_zero_only.rank == 0:
-        write_atomically(folder.config, config.to_yaml().encode())
-    _say(f"run folder: {folder.path}")
+    folder = _open_folder(folder, config, new=args.resume is None) or folder
     trainer = fit(prepared.model, prepared.train, prepared.valid, config, folder, state)
     if trainer.is_global_zero:
         finish(prepared, config, folder)
     return 0
 
 
+@rank_zero_only
 def _say(text: str) -> None:
-    if rank_zero_only.rank == 0:
-        print(text, flush=True)
+    print(text, flush=True)
+
+
+@rank_zero_only
+def _open_folder(folder: RunDirectory, config: Config, *, new: bool) -> RunDirectory:
+    """Makes the folder of a new run, and writes down the config; the first process does."""
+    if new:
+        folder = RunDirectory.create(folder.path)
+    write_atomically(folder.config, config.to_yaml().encode())
+    _say(f"run folder: {folder.path}")
+    return folder
 
 
 def _start(args: argparse.Namespace) -> tuple[Config, RunDirectory, dict[str, Any] | None]:
@@ -152,7 +158,7 @@ def _evaluate_all(model: nn.Module, prepared: Prepared, config: Config) -> list[
     dtype = next(model.parameters()).dtype
     sets = {"validation": prepared.valid}
     for name, frames in prepared.splits.tests.items():
-        sets[name] = StructureDataset(frames, config.model.r_max, dtype=dtype)
+        sets[name] = list(StructureDataset(frames, config.model.r_max, dtype=dtype))
     size = config.training.evaluation_batch_size
     return [
         evaluate(model, dataset, name=name, batch_size=size, device=device)
