@@ -75,7 +75,7 @@ def _frames(path: Path, index: str, labelled: bool) -> Iterator[Atoms]:
     _check_xyz(path, labelled)
     number = 0
     try:
-        for atoms in iread(path, index=index):
+        for atoms in iread(path, index=index, do_not_split_by_at_sign=True):
             yield atoms
             number += 1
     except GeneratorExit:
@@ -120,13 +120,13 @@ def _check_xyz(path: Path, labelled: bool) -> None:
 
 def _check_frame(lines: list[str], start: int, where: str) -> int:
     """Checks the number of rows and columns of one XYZ frame; returns the line after it."""
-    if not lines[start].strip().isdigit():
+    if not lines[start].strip().isdigit() or int(lines[start]) == 0:
         raise ValueError(
             f"{where}: line {start + 1} must be a number of atoms, got {lines[start]!r:.60}"
         )
     count = int(lines[start])
     rows = lines[start + 2 : start + 2 + count]
-    if len(rows) < count or (count and not rows[-1].strip()):
+    if len(rows) < count or not rows[-1].strip():
         present = sum(bool(row.strip()) for row in rows)
         raise ValueError(
             f"{where}: the file must be complete, but it ends after {present} of {count} atoms"

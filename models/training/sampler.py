@@ -60,7 +60,8 @@ class EdgeBalancedBatchSampler(Sampler[list[int]]):
         if steps == 0 or len(num_edges) // steps < world_size:
             raise ValueError(
                 f"every rank needs a structure in every step, got {len(num_edges)} structures "
-                f"for {world_size} ranks with batch_size={batch_size}, drop_last={drop_last}"
+                f"for {world_size} ranks with batch_size={batch_size}, drop_last={drop_last}; "
+                "use fewer ranks, a larger batch_size, or drop_last where it is off"
             )
         self._num_edges = np.asarray(num_edges, dtype=np.int64)
         self._num_used = steps * per_step if drop_last else len(num_edges)
