@@ -1,7 +1,7 @@
 """mace-torch's ScaleShiftMACE behind the interface of eqtp's models.
 
 The opponent of the benchmarks and the reference of tests/mace. It needs an environment with
-mace-torch (requirements-mace.txt); eqtp itself never imports it.
+mace-torch (`make test` sets it up in .venv-mace); eqtp itself never imports it.
 """
 
 from __future__ import annotations

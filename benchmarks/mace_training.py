@@ -7,9 +7,9 @@ initialisation. The budget is CPU time of a process with one thread, counted onl
 training steps: neither the evaluations nor other load on the machine cost training time. The
 learning rate follows the elapsed share of the budget, so that both runs anneal to the end.
 
-    python -m eqtp.benchmarks.mace_training --hours 1 --output DIR     # both, one core each
-    python -m eqtp.benchmarks.mace_training --hours 1 --output DIR --library eqtp
-    python -m eqtp.benchmarks.mace_training --output DIR --report      # table and plot again
+    .venv-mace/bin/python -m eqtp.benchmarks.mace_training --hours 1 --output DIR
+    .venv-mace/bin/python -m eqtp.benchmarks.mace_training --hours 1 --output DIR --library eqtp
+    .venv-mace/bin/python -m eqtp.benchmarks.mace_training --output DIR --report
 """
 
 from __future__ import annotations
@@ -268,13 +268,13 @@ def report(output: Path) -> str:
     sets = list(records["eqtp"]["final"])
     lines = [
         "RMSE of the averaged weights; total energy in meV, forces in meV/Å",
-        f"{'':8}{'steps':>8}{'epochs':>8}  " + "".join(f"{name:>22}" for name in sets),
-        f"{'':8}{'':8}{'':8}  " + f"{'energy':>12}{'forces':>10}" * len(sets),
+        f"{'':8}{'steps':>8}{'epochs':>8}  " + "".join(f"{name:>24}" for name in sets),
+        f"{'':8}{'':8}{'':8}  " + f"{'energy':>14}{'forces':>10}" * len(sets),
     ]
     for library, record in records.items():
         last = record["curve"][-1]
         cells = "".join(
-            f"{error['energy_meV']:12.1f}{error['forces_meV_per_A']:10.1f}"
+            f"{error['energy_meV']:14.1f}{error['forces_meV_per_A']:10.1f}"
             for error in record["final"].values()
         )
         lines.append(f"{library:8}{last['steps']:8}{last['epochs']:8.1f}  {cells}")
@@ -296,7 +296,7 @@ def _plot(records: dict[str, Any], path: Path) -> None:
             minutes = [point["cpu_s"] / 60 for point in curve]
             rmse = [point["errors"][name]["forces_meV_per_A"] for point in curve]
             axis.semilogy(minutes, rmse, ".-", label=library)
-        axis.set(title=f"3BPA, test {name}", xlabel="CPU time [min]")
+        axis.set(title=f"3BPA, {name}", xlabel="CPU time [min]")
         axis.grid(visible=True, which="both", alpha=0.3)
     axes[0].set_ylabel("force RMSE [meV/Å]")
     axes[0].legend()

@@ -15,6 +15,7 @@ from eqtp.models.training.statistics import atomic_energies, statistics
 from eqtp.models.training.structure import Structure
 
 R_MAX = 5.0
+TEMPERATURES = ("300K", "600K", "1200K")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class ThreeBPA:
         def graphs(frames: Sequence[Any]) -> list[Structure]:
             return [from_ase(atoms, R_MAX, dtype=torch.float64) for atoms in frames]
 
-        tests = {name: graphs(frames) for name, frames in splits.tests.items()}
+        tests = {
+            name: graphs(frames)
+            for name, frames in splits.tests.items()
+            if name.startswith(TEMPERATURES)
+        }
         energies = atomic_energies("isolated", splits.train, splits.isolated)
         return cls(graphs(splits.train), tests, energies, splits.notes)
 

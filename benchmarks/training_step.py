@@ -4,7 +4,7 @@ One batch of five 3BPA frames, 32x0e+32x1o, lmax 3, correlation 3, float32; `eqt
 mace-torch's weights (`MACE.from_mace`), `eqtp independent` is eqtp's own basis of 13 and 16 paths.
 The contestants take turns in one process; each number of threads has a process of its own.
 
-    python -m eqtp.benchmarks.training_step        # in the environment of requirements-mace.txt
+    .venv-mace/bin/python -m eqtp.benchmarks.training_step      # the environment of `make test`
 """
 
 from __future__ import annotations
