@@ -1,0 +1,25 @@
+"""The interface: modules that a graph neural network is built from."""
+
+from __future__ import annotations
+
+from .gate import Gate
+from .linear import Linear
+from .spherical_harmonics import SphericalHarmonics
+from .standard_products import (
+    ChannelwiseTensorProduct,
+    ElementwiseTensorProduct,
+    FullTensorProduct,
+    FullyConnectedTensorProduct,
+)
+from .tensor_product import TensorProduct
+
+__all__ = [
+    "ChannelwiseTensorProduct",
+    "ElementwiseTensorProduct",
+    "FullTensorProduct",
+    "FullyConnectedTensorProduct",
+    "Gate",
+    "Linear",
+    "SphericalHarmonics",
+    "TensorProduct",
+]
