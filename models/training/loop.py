@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from eqtp.models.training.batches import Position, TrainingBatches, evaluation_batches
 from eqtp.models.training.checkpoint import RunDirectory
@@ -79,14 +81,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def make_trainer(training: TrainingConfig, *, max_epochs: int, callbacks: list[Any]) -> Trainer:
     """A Trainer that does the loop and the processes, and leaves files to our callbacks."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+    for noise in (".*GPU available but not used.*", ".*LeafSpec.*is deprecated.*"):
+        warnings.filterwarnings("ignore", message=noise)
     torch.set_float32_matmul_precision(training.matmul_precision)
     if training.num_threads is not None:
         torch.set_num_threads(training.num_threads)
+    several = training.devices != 1 or training.num_nodes > 1
     strategy: Any = training.strategy
-    if strategy == "ddp":
-        # Buffers are constants here: sending them with every step would buy nothing.
-        strategy = DDPStrategy(broadcast_buffers=False)
+    if strategy == "ddp" or (strategy == "auto" and several):
+        strategy = _ddp_strategy()
     return Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
@@ -103,3 +106,10 @@ def make_trainer(training: TrainingConfig, *, max_epochs: int, callbacks: list[A
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _ddp_strategy() -> DDPStrategy:
+    """DDP that does not send buffers with every step: here they are constants."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    newer = "forward_sync_buffers" in known  # torch >= 2.13 deprecates the other name
+    return DDPStrategy(**{"forward_sync_buffers" if newer else "broadcast_buffers": False})

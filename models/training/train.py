@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     _say(prepared.summary())
     for note in prepared.splits.notes:
         _say(f"note: {note}")
-    steps = -(-len(prepared.train) // config.training.batch_size)
-    _say(f"{config.training.max_epochs} epochs of {steps} steps (on one process)")
+    _say(_plan(config, len(prepared.train)))
     if args.dry_run:
         return 0
     if state is not None:
@@ -61,6 +60,16 @@ def run(args: argparse.Namespace) -> int:
     if trainer.is_global_zero:
         finish(prepared, config, folder)
     return 0
+
+
+def _plan(config: Config, num_frames: int) -> str:
+    """How long training will be."""
+    training = config.training
+    processes = training.num_nodes * (training.devices if training.devices != "auto" else 1)
+    frames = training.batch_size * processes
+    steps = -(-num_frames // frames)
+    limit = f", at most {training.max_time:g} minutes" if training.max_time else ""
+    return f"{training.max_epochs} epochs of {steps} steps of up to {frames} frames{limit}"
 
 
 @rank_zero_only
