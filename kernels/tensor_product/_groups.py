@@ -53,7 +53,7 @@ class Block:
 
     def view(self, x: Tensor) -> Tensor:
         """The block as [rows, dim, mul]."""
-        return x.narrow(1, self.start, self.dim * self.mul).unflatten(1, (self.dim, self.mul))
+        return x.narrow(1, self.start, self.dim * self.mul).view(-1, self.dim, self.mul)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class TiedGroup:
         gradient = out.new_empty(out.shape[0], count, self.num_rows)
         for member in self.members:
             member.step.fill_gradient(gradient[:, :, member.rows].transpose(1, 2), given)
-        products = (gradient @ self.constants.T).unflatten(2, (self.a.dim, self.b.dim))
+        products = (gradient @ self.constants.T).view(-1, count, self.a.dim, self.b.dim)
         if "x1" in sums and b is not None:
             self._add("x1", (products * b.unsqueeze(2)).sum(3), sums)
         if "x2" in sums and a is not None:

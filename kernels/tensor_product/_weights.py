@@ -45,12 +45,12 @@ class WeightStep:
         """Writes the gradient of the pairs."""
         out = self._block(given["out"])
         weight = self._weight(given)
-        if not self.mixing:
-            gradient.copy_(out) if weight is None else torch.mul(out, weight, out=gradient)
-        elif weight is None:
+        if weight is None:
             gradient.copy_(out)
+        elif self.mixing:
+            gradient.copy_((out @ weight.mT).view(gradient.shape))
         else:
-            gradient.copy_((out @ weight.mT).unflatten(2, self.pair_shape))
+            torch.mul(out, weight, out=gradient)
 
     def _add_result(self, pairs: Tensor, weight: Tensor | None, out: Tensor) -> None:
         if self.mixing:
@@ -61,7 +61,7 @@ class WeightStep:
             else:
                 out.add_(pairs.flatten(2) @ weight)
             return
-        summed = self._summed(pairs.ndim)
+        summed = self._summed()
         if weight is None:
             out.add_(pairs.sum(summed, keepdim=True) if summed else pairs)
         elif summed:
@@ -74,7 +74,7 @@ class WeightStep:
         target = sum_weight[..., self.weight]
         if self.mixing:
             q = pairs.flatten(2)
-            target = target.unflatten(-1, (q.shape[2], -1))
+            target = target.view(*target.shape[:-1], q.shape[2], out.shape[2])
             if sum_weight.ndim == 1:
                 target.addmm_(q.flatten(0, 1).T, out.flatten(0, 1))
             else:
@@ -82,7 +82,7 @@ class WeightStep:
         elif sum_weight.ndim == 1:
             target.add_((pairs * out).sum((0, 1)).flatten())
         else:
-            torch.sum(pairs * out, 1, out=target.unflatten(1, self.pair_shape))
+            torch.sum(pairs * out, 1, out=target.view(-1, *self.pair_shape))
 
     def _weight(self, given: Mapping[str, Tensor]) -> Tensor | None:
         """[q, w] or [rows, q, w] when mixing; [rows or 1, 1, *pair_shape] when scaling."""
@@ -90,14 +90,14 @@ class WeightStep:
             return None
         weight = given["weight"][..., self.weight]
         if self.mixing:
-            return weight.unflatten(-1, (math.prod(self.pair_shape), -1))
-        return weight.reshape(-1, 1, *self.pair_shape)
+            return weight.view(*weight.shape[:-1], math.prod(self.pair_shape), *self.out_shape)
+        return weight.view(-1, 1, *self.pair_shape)
 
     def _block(self, out: Tensor) -> Tensor:
         """The block of the result as [rows, k, *out_shape]."""
-        return out[:, self.out].unflatten(1, (self.dim, *self.out_shape))
+        return out[:, self.out].view(-1, self.dim, *self.out_shape)
 
-    def _summed(self, ndim: int) -> list[int]:
+    def _summed(self) -> list[int]:
         sizes = zip(self.pair_shape, self.out_shape, strict=True)
         return [2 + i for i, (size, kept) in enumerate(sizes) if kept != size]
 

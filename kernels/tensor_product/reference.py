@@ -67,7 +67,7 @@ def tensor_product(
         }
         w = x2.new_ones([sizes[letter] for letter in letters_weight])
         if path.has_weight and weight is not None:
-            w = weight[..., path.weight_slice].unflatten(-1, path.weight_shape)
+            w = weight[..., path.weight_slice].reshape(*weight.shape[:-1], *path.weight_shape)
         rows = "z" if w.ndim > len(letters_weight) else ""
         result = torch.einsum(
             f"z{letters1}i,z{letters2}j,ijk,{rows}{letters_weight}->z{letters_out}k",
