@@ -24,7 +24,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 @pytest.fixture
-def path(morse: nn.Module, tmp_path: Path) -> Path:
+def path(morse: Any, tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     save(morse, path)
     return path
@@ -32,11 +32,11 @@ def path(morse: nn.Module, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_tensor_comes_back_bit_for_bit(
-    morse: nn.Module, tmp_path: Path, dtype: torch.dtype
+    morse: Any, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     morse = morse.to(dtype)
     save(morse, tmp_path / "model.safetensors")
-    loaded = load(tmp_path / "model.safetensors")
+    loaded: Any = load(tmp_path / "model.safetensors")
     assert type(loaded) is type(morse)
     assert loaded.hyperparameters == morse.hyperparameters
     assert not loaded.training
@@ -45,16 +45,16 @@ def test_every_tensor_comes_back_bit_for_bit(
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
-def test_a_buffer_keeps_a_dtype_of_its_own(morse: nn.Module, tmp_path: Path) -> None:
+def test_a_buffer_keeps_a_dtype_of_its_own(morse: Any, tmp_path: Path) -> None:
     morse.depth.data = morse.depth.data.float()  # the energies stay in float64
     save(morse, tmp_path / "model.safetensors")
-    loaded = load(tmp_path / "model.safetensors")
+    loaded: Any = load(tmp_path / "model.safetensors")
     assert (loaded.depth.dtype, loaded.atomic_energies.dtype) == (torch.float32, torch.float64)
     assert torch.equal(loaded.atomic_energies, morse.atomic_energies)
 
 
-def test_dtype_converts(path: Path, morse: nn.Module) -> None:
-    loaded = load(path, dtype=torch.float32)
+def test_dtype_converts(path: Path, morse: Any) -> None:
+    loaded: Any = load(path, dtype=torch.float32)
     assert loaded.depth.dtype == torch.float32
     assert torch.equal(loaded.depth, morse.depth.float())
     with pytest.raises(ValueError, match=r"floating-point type, got torch.int64"):
@@ -62,7 +62,7 @@ def test_dtype_converts(path: Path, morse: nn.Module) -> None:
 
 
 def test_tied_weights_stay_tied(
-    morse: nn.Module, morse_class: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    morse: Any, morse_class: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = morse_class.__init__
 
@@ -73,7 +73,7 @@ def test_tied_weights_stay_tied(
     monkeypatch.setattr(morse_class, "__init__", tied_init)
     model = morse_class(**morse.hyperparameters).float()
     save(model, tmp_path / "model.safetensors")
-    loaded = load(tmp_path / "model.safetensors")
+    loaded: Any = load(tmp_path / "model.safetensors")
     assert loaded.twin is loaded.depth
     assert torch.equal(loaded.depth, model.depth)
 
@@ -87,7 +87,7 @@ def test_global_state_is_untouched(path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(
-    path: Path, morse: nn.Module, monkeypatch: pytest.MonkeyPatch
+    path: Path, morse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = path.read_bytes()
 
@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_missing_files_and_folders(morse: nn.Module, tmp_path: Path) -> None:
+def test_missing_files_and_folders(morse: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a model file must exist, got '.*absent'"):
         load(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"create '.*absent' first"):
@@ -115,7 +115,7 @@ def test_not_a_safetensors_file(tmp_path: Path, content: bytes) -> None:
         load(tmp_path / "model")
 
 
-def test_a_pickle_is_never_opened(morse: nn.Module, tmp_path: Path) -> None:
+def test_a_pickle_is_never_opened(morse: Any, tmp_path: Path) -> None:
     torch.save(morse.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"is a pickle.*MACE\.from_mace"):
         load(tmp_path / "model.pt")
@@ -168,7 +168,7 @@ def test_an_edited_description_is_refused(
 
 
 def test_tensors_that_do_not_fit_are_listed(
-    path: Path, morse: nn.Module, monkeypatch: pytest.MonkeyPatch
+    path: Path, morse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eqtp.models.io._digest", lambda tensors: "same")
     state = {"extra.weight": torch.ones(1), "depth": torch.ones(2, 2)}
@@ -184,7 +184,7 @@ def test_tensors_that_do_not_fit_are_listed(
         load(path)
 
 
-def test_what_cannot_be_rebuilt_is_not_saved(morse: nn.Module, tmp_path: Path) -> None:
+def test_what_cannot_be_rebuilt_is_not_saved(morse: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"one of MACE, MorsePotential itself, got torch\.nn"):
         save(nn.Linear(2, 2), tmp_path / "model")
     morse.hyperparameters["r_max"] = float("nan")

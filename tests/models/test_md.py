@@ -13,7 +13,6 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
 from ase.io import read
-from torch import nn
 
 from eqtp.cli import main
 from eqtp.models import md
@@ -29,7 +28,7 @@ TOLERANCES = {
 
 
 @pytest.fixture
-def calculator(morse: nn.Module) -> Calculator:
+def calculator(morse: Any) -> Calculator:
     return Calculator(morse, device="cpu")
 
 
@@ -38,7 +37,7 @@ def relaxed(calculator: Calculator) -> Atoms:
     """Ethanol's nine atoms at a minimum of the Morse potential."""
     from ase.optimize import BFGS
 
-    atoms = molecule("CH3CH2OH")
+    atoms: Atoms = molecule("CH3CH2OH")
     atoms.calc = calculator
     BFGS(atoms, logfile=None).run(fmax=1e-3, steps=500)
     return atoms
@@ -64,7 +63,7 @@ def test_the_error_of_the_energy_is_of_second_order(relaxed: Atoms, calculator: 
 
 
 def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
-    relaxed: Atoms, morse: nn.Module
+    relaxed: Atoms, morse: Any
 ) -> None:
     """Along one trajectory; two trajectories would part by chaos."""
     cached = Calculator(morse, skin=0.5)
@@ -72,7 +71,7 @@ def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
     atoms.calc, fresh = cached, Calculator(morse, skin=0.0)
     run = md._integrator(atoms, "nvt", 2000.0, 1.0, 0.05, np.random.default_rng(0))
     for _ in run.irun(100):
-        expected = fresh.get_property("forces", atoms)
+        expected = fresh.get_property("forces", atoms)  # type: ignore[no-untyped-call]
         assert np.abs(atoms.get_forces() - expected).max() < TOLERANCES["age"]
     assert fresh.verlet_list.num_builds == 101
     assert 1 < cached.verlet_list.num_builds < 40
@@ -81,22 +80,19 @@ def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
 STIFFNESS = 2.0  # eV/Å^2
 
 
-@pytest.fixture
-def einstein_crystal() -> tuple[Atoms, HarmonicCalculator]:
+def einstein_crystal(stiffness: float = STIFFNESS) -> tuple[Atoms, HarmonicCalculator]:
     """Argon atoms, each bound to its site."""
     atoms = bulk("Ar", cubic=True) * (2, 2, 1)
-    hessian = STIFFNESS * np.eye(3 * len(atoms))
+    hessian = stiffness * np.eye(3 * len(atoms))
     field = HarmonicForceField(
         ref_atoms=atoms.copy(), ref_energy=0.0, hessian_x=hessian, cartesian=True
     )
     return atoms, HarmonicCalculator(field)
 
 
-def test_an_oscillator_is_back_after_its_period(
-    einstein_crystal: tuple[Atoms, HarmonicCalculator],
-) -> None:
+def test_an_oscillator_is_back_after_its_period() -> None:
     """The units of time, mass and energy: T = 2 pi sqrt(m / k)."""
-    atoms, calculator = einstein_crystal
+    atoms, calculator = einstein_crystal()
     mass = atoms.get_masses()[0] * units._amu
     stiffness = STIFFNESS * units._e * 1e20
     period = 2 * np.pi * np.sqrt(mass / stiffness) * 1e15
@@ -107,11 +103,9 @@ def test_an_oscillator_is_back_after_its_period(
     assert run.kinetic_energy[1] < 1e-3 * turned[0]
 
 
-def test_langevin_reaches_the_temperature(
-    einstein_crystal: tuple[Atoms, HarmonicCalculator],
-) -> None:
+def test_langevin_reaches_the_temperature() -> None:
     """Equipartition: kinetic and potential energy are 3/2 N kB T each."""
-    atoms, calculator = einstein_crystal
+    atoms, calculator = einstein_crystal()
     result = molecular_dynamics(
         atoms, calculator, ensemble="nvt", temperature=200, timestep=4.0, steps=4000, friction=0.02,
         seed=3,
@@ -121,6 +115,17 @@ def test_langevin_reaches_the_temperature(
     assert result.temperature[settled].mean() == pytest.approx(200, rel=0.06)
     expected = 3 / 2 * len(atoms) * units.kB * 200
     assert result.potential_energy[settled].mean() == pytest.approx(expected, rel=0.06)
+
+
+def test_friction_slows_by_its_rate() -> None:
+    """Without forces and at 0 K, v(t) = v(0) exp(-friction t)."""
+    atoms, calculator = einstein_crystal(stiffness=0.0)
+    atoms.set_momenta(np.ones((len(atoms), 3)))
+    run = molecular_dynamics(
+        atoms, calculator, ensemble="nvt", temperature=0.0, timestep=0.5, friction=0.02, steps=100,
+        keep_velocities=True,
+    )  # fmt: skip
+    assert np.allclose(run.atoms.get_momenta(), np.exp(-1.0), rtol=1e-3)
 
 
 def test_initial_velocities_have_the_temperature_and_no_rigid_motion() -> None:
@@ -192,7 +197,7 @@ def command(*arguments: str | Path) -> int:
 
 
 @pytest.fixture
-def files(morse: nn.Module, relaxed: Atoms, tmp_path: Path) -> tuple[Path, Path]:
+def files(morse: Any, relaxed: Atoms, tmp_path: Path) -> tuple[Path, Path]:
     save(morse, tmp_path / "model.safetensors")
     relaxed.write(tmp_path / "ethanol.xyz")
     return tmp_path / "model.safetensors", tmp_path / "ethanol.xyz"
@@ -225,7 +230,7 @@ def test_the_command_picks_a_frame_and_continues(files: tuple[Path, Path], tmp_p
     command(*files, "--steps", "10", "--output", tmp_path / "a")
     trajectory = f"{tmp_path / 'a' / 'trajectory.xyz'}@0"
     command(files[0], trajectory, "--keep-velocities", "--steps", "10", "--output", tmp_path / "b")
-    ends = [read(tmp_path / name / "trajectory.xyz") for name in "ab"]
+    ends: list[Any] = [read(tmp_path / name / "trajectory.xyz") for name in "ab"]
     # The file holds eight digits.
     assert np.allclose(ends[0].positions, ends[1].positions, rtol=0, atol=1e-6)
 
@@ -233,11 +238,16 @@ def test_the_command_picks_a_frame_and_continues(files: tuple[Path, Path], tmp_p
 def test_a_run_that_dies_keeps_its_records(
     relaxed: Atoms, calculator: Calculator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = calculator.model.forward, []
+    """What is on disk is looked at before the files are closed."""
+    evaluate = calculator.model.forward
+    calls: list[int] = []
+    kept: list[int] = []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 25:
+        if len(calls) == 25:  # step 23
+            kept.append(len(read(tmp_path / "trajectory.xyz", ":")))
+            kept.append(len((tmp_path / "energies.csv").read_text().splitlines()))
             raise KeyboardInterrupt
         return evaluate(*args, **kwargs)
 
@@ -245,8 +255,7 @@ def test_a_run_that_dies_keeps_its_records(
     relaxed.rattle(0.01)
     with pytest.raises(KeyboardInterrupt):
         molecular_dynamics(relaxed, calculator, steps=50, interval=5, output=tmp_path)
-    assert len(read(tmp_path / "trajectory.xyz", ":")) == 5
-    assert len((tmp_path / "energies.csv").read_text().splitlines()) == 6
+    assert kept == [5, 6]
 
 
 def test_an_older_run_is_not_overwritten(
@@ -276,7 +285,7 @@ def test_bad_settings_are_refused(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
-        molecular_dynamics(molecule("H2O"), calculator, **({"steps": 1, "output": out} | settings))
+        molecular_dynamics(molecule("H2O"), calculator, output=out, **({"steps": 1} | settings))
     assert not out.exists()
 
 
