@@ -196,7 +196,7 @@ def backward(
     need_x, need_y, need_w = needs
     grad_x = torch.zeros_like(x) if need_x else None
     grad_y = torch.empty_like(y) if need_y else None
-    grad_w = torch.zeros_like(w) if need_w and w is not None else None
+    grad_w = _weight_gradient(w) if need_w and w is not None else None
     for chunk in _chunks(plan, y, graph):
         matrices = y[chunk.rows] @ plan.coupling
         x_rows, g_rows = chunk.gather(x), chunk.gather_receiver(g)
@@ -239,7 +239,7 @@ def double_backward(
     grad_g = _result(x, y, plan, graph) if need_g else None
     grad_x = torch.zeros_like(x) if need_x else None
     grad_y = torch.empty_like(y) if need_y else None
-    grad_w = torch.zeros_like(w) if need_w and w is not None else None
+    grad_w = _weight_gradient(w) if need_w and w is not None else None
     for chunk in _chunks(plan, y, graph):
         matrices = y[chunk.rows] @ plan.coupling
         v_matrices = None if v_y is None else v_y[chunk.rows] @ plan.coupling
@@ -253,7 +253,7 @@ def double_backward(
             v_matrix = None if v_matrices is None else _matrix(block, v_matrices)
             v_channels = None if v_rows is None else _channels(v_rows, block)
             t_v = _sum_of_products((matrix, v_channels), (v_matrix, channels))
-            if grad_w is not None and t_v is not None:
+            if grad_w is not None:
                 _add_weight_gradient(grad_w, t_v, g_rows, block, chunk)
             if need_g:
                 _write_messages(messages, t_v, w, block, chunk)
@@ -280,6 +280,11 @@ def _result(x: Tensor, y: Tensor, plan: Plan, graph: Graph | None) -> Tensor:
     """The empty result: sums at receivers start from zero, rows are written once."""
     num_rows = len(y) if graph is None else graph.num_dst
     return x.new_zeros(num_rows, plan.dim_out)
+
+
+def _weight_gradient(w: Tensor) -> Tensor:
+    """Room for the gradient of the weights: a row is written once, shared weights are summed."""
+    return torch.zeros_like(w) if w.shape[0] == 1 else torch.empty_like(w)
 
 
 def _input_rows(x_rows: Tensor, plan: Plan) -> Tensor:
@@ -328,11 +333,18 @@ def _weighted(
 
 
 def _add_weight_gradient(
-    grad_w: Tensor, t: Tensor, g_rows: Tensor, block: Block, chunk: _Rows
+    grad_w: Tensor, t: Tensor | None, g_rows: Tensor, block: Block, chunk: _Rows
 ) -> None:
-    """grad_w[p, u] = sum_k t[(p, k), u] g[(p, k), u]; also over rows for shared weights."""
+    """grad_w[p, u] = sum_k t[(p, k), u] g[(p, k), u]; also over rows for shared weights.
+
+    t = None stands for zero.
+    """
     for slot in block.paths:
         if slot.weight is None:
+            continue
+        if t is None:
+            if grad_w.shape[0] > 1:
+                grad_w[chunk.rows, slot.weight] = 0
             continue
         product = t[:, slot.rows] * _message(g_rows, slot, block)
         if grad_w.shape[0] == 1:

@@ -1,0 +1,306 @@
+"""The channelwise product against the one definition of all tensor products."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from eqtp.graph import Graph
+from eqtp.irreps import Irreps
+from eqtp.kernels.channelwise import channelwise_tensor_product, supports
+from eqtp.kernels.channelwise import _torch as kernel
+from eqtp.kernels.tensor_product import reference as definition
+from eqtp.layout import Layout
+from eqtp.problem import TensorProductProblem
+from eqtp.so3 import rand_matrix, wigner_D
+
+TOLERANCES = {
+    torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
+    torch.float32: 5e-6,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A product and a graph."""
+
+    in1: str
+    in2: str
+    out: str
+    instructions: tuple[tuple[object, ...], ...]
+    num_edges: int = 17
+    num_src: int = 6
+    num_dst: int = 5
+
+    @property
+    def problem(self) -> TensorProductProblem:
+        return TensorProductProblem.from_instructions(
+            self.in1, self.in2, self.out, self.instructions
+        )
+
+
+CASES = {
+    "mace": Case(
+        "3x0e+3x1o",
+        "0e+1o+2e+3o",
+        "3x0e+3x0e+3x1o+3x1o+3x2e+3x3o",
+        (
+            (0, 0, 0, "uvu", True),
+            (1, 1, 1, "uvu", True),
+            (0, 1, 2, "uvu", True),
+            (1, 2, 3, "uvu", True),
+            (1, 1, 4, "uvu", True),
+            (1, 2, 5, "uvu", True),
+        ),
+    ),
+    "shared_blocks": Case(  # several paths into one block, an unweighted one, an unread block of x1
+        "5x0e+2x1o+5x1o+1x2e",
+        "0e+1o+1x1e",
+        "2x1e+5x1o+5x0e",
+        (
+            (0, 1, 1, "uvu", True, 0.5),
+            (2, 0, 1, "uvu", False),
+            (2, 1, 2, "uvu", True),
+            (1, 1, 0, "uvu", True),
+        ),
+    ),
+    "odd_parity": Case("7x2o", "1e+2o", "7x3e", ((0, 1, 0, "uvu", True),)),
+    "unweighted": Case("2x1o", "1o", "2x2e", ((0, 0, 0, "uvu", False),)),
+    "empty_block": Case("0x0e+2x1o", "1o", "2x0e", ((1, 0, 0, "uvu", True),)),
+    "no_edges": Case("2x1o", "1o", "2x0e", ((0, 0, 0, "uvu", True),), num_edges=0),
+    "one_edge": Case("2x1o", "1o", "2x0e", ((0, 0, 0, "uvu", True),), 1, 1, 1),
+}
+FORMS = ("rows", "graph")
+WEIGHTS = ("per_row", "shared")
+
+
+def make(
+    case: Case, form: str, weights: str, dtype: torch.dtype = torch.float64
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], Graph | None]:
+    problem, edges = case.problem, case.num_edges
+    graph = None
+    if form == "graph":
+        graph = Graph(
+            torch.randint(case.num_src, (edges,)),
+            torch.randint(case.num_dst, (edges,)),
+            case.num_src,
+            case.num_dst,
+        )
+    x1 = torch.randn(edges if graph is None else case.num_src, problem.irreps_in1.dim)
+    x2 = torch.randn(edges, problem.irreps_in2.dim)
+    weight: Tensor | None = None
+    if problem.weight_numel > 0:
+        shape = (edges, problem.weight_numel) if weights == "per_row" else (problem.weight_numel,)
+        weight = torch.randn(shape).to(dtype).requires_grad_()
+    return (x1.to(dtype).requires_grad_(), x2.to(dtype).requires_grad_(), weight), graph
+
+
+def close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
+    scale = max(float(b.detach().abs().max()), 1.0) if b.numel() else 1.0
+    torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=TOLERANCES[dtype] * scale)
+
+
+def nonlinear_gradients(
+    function: Callable[..., Tensor], operands: tuple[Tensor | None, ...], order: int
+) -> list[Tensor]:
+    """All derivatives of a nonlinear function of the product, up to `order`."""
+    inputs = [t for t in operands if t is not None]
+    out = function(*operands)
+    results = [out]
+    value = (out.sin() * out).sum()
+    for _ in range(order):
+        grads = torch.autograd.grad(value, inputs, create_graph=True)
+        results.extend(grads)
+        value = sum(((g + 0.1) ** 3).sum() for g in grads)  # type: ignore[assignment]
+    return results
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_matches_definition_to_third_order(
+    name: str, form: str, weights: str, layout: Layout
+) -> None:
+    case = CASES[name]
+    operands, graph = make(case, form, weights)
+
+    def ours(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
+        return channelwise_tensor_product(
+            x1, x2, weight, case.problem, graph=graph, layout=layout
+        )
+
+    def exact(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
+        return definition.tensor_product(
+            x1, x2, weight, case.problem, graph=graph, layout=layout
+        )
+
+    order = 3 if name in ("mace", "shared_blocks") else 2
+    pairs = zip(
+        nonlinear_gradients(ours, operands, order),
+        nonlinear_gradients(exact, operands, order),
+        strict=True,
+    )
+    for a, b in pairs:
+        close(a, b, torch.float64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_own_definition_matches(name: str, form: str) -> None:
+    case = CASES[name]
+    operands, graph = make(case, form, "per_row")
+    ours = channelwise_tensor_product(*operands, case.problem, graph=graph, backend="reference")
+    exact = definition.tensor_product(*operands, case.problem, graph=graph)
+    close(ours, exact, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["mace", "shared_blocks"])
+def test_float32(name: str) -> None:
+    operands, graph = make(CASES[name], "graph", "per_row", torch.float32)
+    problem = CASES[name].problem
+    double = [t.detach().double().requires_grad_() for t in operands if t is not None]
+    ours = nonlinear_gradients(
+        lambda *t: channelwise_tensor_product(*t, problem, graph=graph), operands, 1
+    )
+    exact = nonlinear_gradients(
+        lambda *t: definition.tensor_product(*t, problem, graph=graph), tuple(double), 1
+    )
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == torch.float32
+        close(a, b, torch.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["mace", "shared_blocks", "one_edge"])
+def test_gradgradcheck(name: str, form: str) -> None:
+    case = dataclasses.replace(CASES[name], num_edges=min(CASES[name].num_edges, 4))
+    operands, graph = make(case, form, "per_row")
+
+    def product(*t: Tensor) -> Tensor:
+        return channelwise_tensor_product(*t, case.problem, graph=graph)
+
+    assert torch.autograd.gradcheck(product, operands)
+    assert torch.autograd.gradgradcheck(product, operands)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_each_derivative_alone(order: int) -> None:
+    """Gradients asked for one operand at a time, as force training asks for positions only."""
+    case = CASES["shared_blocks"]
+    operands, graph = make(case, "graph", "per_row")
+    for alone in range(3):
+        inputs = [t if i == alone else t.detach() for i, t in enumerate(operands) if t is not None]
+
+        def value(product: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> Tensor:
+            return (product(*inputs, case.problem, graph=graph) ** 2).sum()
+
+        ours, exact = (
+            value(product)
+            for product in (channelwise_tensor_product, definition.tensor_product)
+        )
+        for _ in range(order):
+            ours = torch.autograd.grad(ours, inputs[alone], create_graph=True)[0].pow(2).sum()
+            exact = torch.autograd.grad(exact, inputs[alone], create_graph=True)[0].pow(2).sum()
+        close(ours, exact, torch.float64)
+
+
+def test_second_gradient_with_one_direction() -> None:
+    """The gradient of one first gradient: the other directions are absent, not zero-filled."""
+    case = CASES["mace"]
+    operands, graph = make(case, "graph", "per_row")
+    for direction in range(3):
+        results = []
+        for product in (channelwise_tensor_product, definition.tensor_product):
+            value = (product(*operands, case.problem, graph=graph) ** 2).sum()
+            grads = torch.autograd.grad(value, operands, create_graph=True)
+            results.append(torch.autograd.grad(grads[direction].sin().sum(), operands))
+        for a, b in zip(*results, strict=True):
+            close(a, b, torch.float64)
+
+
+@pytest.mark.parametrize("improper", [False, True])
+def test_equivariance(improper: bool) -> None:
+    problem = CASES["mace"].problem
+    (x1, x2, weight), graph = make(CASES["mace"], "graph", "per_row")
+    rotation = rand_matrix()
+
+    def represent(irreps: Irreps) -> Tensor:
+        sign = [(ir.p if improper else 1) for mul, ir in irreps for _ in range(mul)]
+        blocks = [wigner_D(ir.l, rotation) for mul, ir in irreps for _ in range(mul)]
+        return torch.block_diag(*[s * block for s, block in zip(sign, blocks, strict=True)])
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return channelwise_tensor_product(a, b, weight, problem, graph=graph)
+
+    rotated = product(
+        x1 @ represent(problem.irreps_in1).T, x2 @ represent(problem.irreps_in2).T
+    )
+    close(rotated, product(x1, x2) @ represent(problem.irreps_out).T, torch.float64)
+
+
+def test_edge_order_does_not_matter_and_runs_are_equal() -> None:
+    case = dataclasses.replace(CASES["mace"], num_edges=200)
+    (x1, x2, weight), graph = make(case, "graph", "per_row")
+    assert graph is not None
+    assert weight is not None
+    order = torch.argsort(graph.edge_dst, stable=True)
+    other = Graph(graph.edge_src[order], graph.edge_dst[order], case.num_src, case.num_dst)
+    a = channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph)
+    b = channelwise_tensor_product(x1, x2[order], weight[order], case.problem, graph=other)
+    assert torch.equal(a, b)
+    assert torch.equal(a, channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph))
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = dataclasses.replace(CASES["shared_blocks"], num_edges=100)
+    operands, graph = make(case, "graph", "per_row")
+
+    def run() -> list[Tensor]:
+        return nonlinear_gradients(
+            lambda *t: channelwise_tensor_product(*t, case.problem, graph=graph), operands, 2
+        )
+
+    whole = run()
+    monkeypatch.setattr(kernel, "chunk_rows", lambda row_bytes: 7)
+    for a, b in zip(run(), whole, strict=True):
+        close(a, b, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_index_dtypes(dtype: torch.dtype) -> None:
+    case = CASES["mace"]
+    operands, graph = make(case, "graph", "per_row")
+    assert graph is not None
+    other = Graph(graph.edge_src.to(dtype), graph.edge_dst.to(dtype), case.num_src, case.num_dst)
+    a, b = (
+        nonlinear_gradients(
+            lambda *t, g=g: channelwise_tensor_product(*t, case.problem, graph=g), operands, 2
+        )
+        for g in (graph, other)
+    )
+    for one, two in zip(a, b, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_rejects_what_is_not_channelwise() -> None:
+    problem = TensorProductProblem.from_instructions(
+        "2x0e", "2x0e", "2x0e", [(0, 0, 0, "uvu", True)]
+    )
+    assert not supports(problem)
+    with pytest.raises(ValueError, match="mul 1 in irreps_in2"):
+        channelwise_tensor_product(
+            torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 4), problem
+        )
+    with pytest.raises(NotImplementedError, match="'triton' has no kernel for 'channelwise'"):
+        channelwise_tensor_product(
+            torch.zeros(1, 6),
+            torch.zeros(1, 3),
+            torch.zeros(1, 2),
+            CASES["no_edges"].problem,
+            backend="triton",
+        )
