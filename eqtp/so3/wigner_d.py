@@ -60,6 +60,7 @@ def wigner_D(l: int, R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch {2
 
 
 @functools.cache
+@torch.inference_mode(False)  # the cached tensor must serve later calls that record gradients
 def _projection(l: int, device: torch.device) -> Tensor:
     """Returns ``sqrt(2 l + 1) wigner_3j(l - 1, 1, l)``: isometric from degree ``l``."""
     return wigner_3j(l - 1, 1, l).mul((2 * l + 1) ** 0.5).to(device)

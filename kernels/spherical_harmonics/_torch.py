@@ -29,7 +29,6 @@ class _Constants(NamedTuple):
 
 
 @functools.cache
-@torch.inference_mode(False)  # what is kept must serve later calls that record gradients
 def _constants(
     lmax: int, normalization: Normalization, dtype: torch.dtype, device: torch.device
 ) -> _Constants:
