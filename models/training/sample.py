@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +30,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import ground_state_magnetic_moments
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from eqtp.models.training.labels import attach_labels
 from eqtp.models.training.reading import read
@@ -44,7 +43,11 @@ _DECIMALS = 6  # positions in the file, Å
 # Self-consistency threshold of the labels relative to tblite's own. Forces of one 3BPA frame
 # from two starting densities differ by 4e-4 eV/Å at 1, 5e-5 at 0.1 and 2e-6 at 0.01.
 _LABEL_ACCURACY = 0.01
-_COMPRESSORS = {".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress}
+_COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".xz": lzma.compress,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+}
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ def _conformers(smiles: str, count: int, seed: int) -> list[Atoms]:
     """Conformers of a molecule by distance geometry and the MMFF94 force field of rdkit."""
     try:
         from rdkit import Chem
-        from rdkit.Chem import AllChem
+        from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
+        from rdkit.Chem.rdForceFieldHelpers import MMFFOptimizeMoleculeConfs
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             '--smiles needs rdkit: pip install "eqtp[xtb]", or give a geometry by --structure'
@@ -220,10 +224,10 @@ def _conformers(smiles: str, count: int, seed: int) -> list[Atoms]:
     if molecule is None:
         raise ValueError(f"--smiles must be a valid SMILES string, got {smiles!r}")
     molecule = Chem.AddHs(molecule)
-    ids = AllChem.EmbedMultipleConfs(molecule, numConfs=count, randomSeed=seed)
+    ids = EmbedMultipleConfs(molecule, numConfs=count, randomSeed=seed)
     if len(ids) != count:
         raise ValueError(f"rdkit found no geometry for {smiles!r}; give one by --structure")
-    AllChem.MMFFOptimizeMoleculeConfs(molecule)
+    MMFFOptimizeMoleculeConfs(molecule)
     symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
     charge = Chem.GetFormalCharge(molecule)
     return [
@@ -245,7 +249,8 @@ def _dynamics(
     atoms.calc = _calculator(1.0, charge)
     BFGS(atoms, logfile=None).run(fmax=0.1, steps=200)
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=part.temperature, rng=rng)
+    spread = np.sqrt(atoms.get_masses() * ase.units.kB * part.temperature)  # Maxwell-Boltzmann
+    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * spread[:, None])
     langevin = Langevin(
         atoms,
         _TIME_STEP * ase.units.fs,
