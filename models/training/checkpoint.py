@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-_MAGIC = b"eqtp-checkpoint 1"
+_HEADER = re.compile(rb"eqtp-checkpoint 1 ([0-9a-f]{64}) ([0-9]+)")
 
 
 class CorruptCheckpointError(ValueError):
@@ -39,8 +41,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    digest = hashlib.sha256(payload).hexdigest()
-    write_atomically(path, b"%s %s %d\n" % (_MAGIC, digest.encode(), len(payload)) + payload)
+    header = f"eqtp-checkpoint 1 {hashlib.sha256(payload).hexdigest()} {len(payload)}\n"
+    write_atomically(path, header.encode() + payload)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -51,23 +53,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CorruptCheckpointError: if it is not a checkpoint, was cut or has changed bytes.
     """
     header, _, payload = path.read_bytes().partition(b"\n")
-    if not header.startswith(_MAGIC) or len(header.split(b" ")) != 4:
+    found = _HEADER.fullmatch(header)
+    if found is None:
         raise CorruptCheckpointError(
-            f"{path} must start with '{_MAGIC.decode()} <sha256> <bytes>', got {header[:40]!r}: "
+            f"{path} must start with 'eqtp-checkpoint 1 <sha256> <bytes>', got {header[:40]!r}: "
             "it is no checkpoint of eqtp, or a broken one"
         )
-    digest, length = header.split(b" ")[2:]
-    if str(len(payload)).encode() != length:
+    digest, length = found[1].decode(), int(found[2])
+    if len(payload) != length:
         raise CorruptCheckpointError(
-            f"{path} must hold {length.decode()} bytes after its first line, got {len(payload)}: "
-            "it was cut"
+            f"{path} must hold {length} bytes after its first line, got {len(payload)}: it was cut"
         )
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
+    if hashlib.sha256(payload).hexdigest() != digest:
         raise CorruptCheckpointError(
-            f"{path} must have the checksum of its first line, {digest[:12].decode()}..., "
+            f"{path} must have the checksum of its first line, {digest[:12]}..., "
             "got another one: bytes in it have changed"
         )
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptCheckpointError(
+            f"{path} must hold tensors and plain values only, got other objects: it was not "
+            "written by eqtp, and loading it could run code"
+        ) from error
     assert isinstance(state, dict)
     return state
 

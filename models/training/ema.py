@@ -27,10 +27,8 @@ class ExponentialMovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes one step towards the weights of `model`; its buffers are copied."""
+        """Takes one step towards the weights of `model`; buffers are constants in our models."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
-        for kept, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(value)

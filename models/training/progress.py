@@ -57,7 +57,7 @@ class Progress(Callback):
         """Prints a line where a validation has taken place."""
         assert isinstance(module, TrainingModule)
         row = self.recorder.latest
-        if self._bar is None or row is self._shown:
+        if self._bar is None or not row or row is self._shown:
             return
         self._shown = row
         last = trainer.should_stop or row["epoch"] == self.recorder.config.training.max_epochs
