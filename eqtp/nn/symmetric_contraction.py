@@ -1,0 +1,210 @@
+"""The symmetric contraction of MACE: equivariant polynomials of node features."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from eqtp.backend import Backend
+from eqtp.irreps import Irreps
+from eqtp.kernels.symmetric_contraction import symmetric_contraction
+from eqtp.layout import Layout, check_layout
+from eqtp.so3.symmetric_coupling import nested_coupling, project_coupling
+from eqtp.symmetric_problem import SymmetricContractionProblem
+
+__all__ = ["SymmetricContraction"]
+
+Basis = Literal["independent", "mace"]
+
+
+class SymmetricContraction(nn.Module):
+    """Equivariant polynomials of every node's features, with weights for every element.
+
+    out[n, c, M] = sum_nu sum_k W_nu[element(n), k, c] sum_i U_nu[M, i1 ... i_nu, k] x[n, c, i1] ...
+    x[n, c, i_nu] for every block of irreps_out, with nu = 1 ... correlation. Channels do not mix.
+    Source: Batatia et al., NeurIPS 2022, arXiv:2206.07697, equations 10 and 11.
+
+    Args:
+        irreps_in: Irreps of x, the same multiplicity C in every block.
+        irreps_out: Irreps of the result, multiplicity C in every block.
+        correlation: Highest degree of the polynomials, at least 1.
+        num_elements: Number of elements, each with weights of its own.
+        method: How the couplings are made; "cg" is Clebsch-Gordan.
+        basis: Meaning of the weights. "independent": one weight per symmetric coupling, the
+            orthonormal basis of `eqtp.so3.symmetric_coupling`. "mace": one per coupling of
+            mace-torch, a larger and redundant set; the same functions, other training dynamics.
+        backend: Implementation, see `eqtp.backend`.
+        layout: Memory order of x and of the result.
+
+    Attributes:
+        weights: One parameter [num_elements, num_paths, C] for every block of irreps_out and, inside
+            a block, every degree; drawn from a normal distribution of width 1 / num_paths.
+        projection: Only for basis "mace": [paths of mace, independent paths], block-diagonal.
+
+    Raises:
+        ValueError: An argument is not among its choices, multiplicities differ, or correlation or
+            num_elements is below 1.
+        NotImplementedError: method is "gaunt".
+
+    Example:
+        >>> product = SymmetricContraction("8x0e+8x1o+8x2e", "8x0e+8x1o", 3, num_elements=2)
+        >>> product(torch.randn(5, 72), torch.tensor([0, 1, 1, 0, 1])).shape
+        torch.Size([5, 32])
+    """
+
+    projection: Tensor
+
+    def __init__(
+        self,
+        irreps_in: Irreps | str,
+        irreps_out: Irreps | str,
+        correlation: int,
+        num_elements: int,
+        *,
+        method: str = "cg",
+        basis: Basis = "independent",
+        backend: Backend = "auto",
+        layout: Layout = "mul_ir",
+    ) -> None:
+        super().__init__()
+        if method == "gaunt":
+            raise NotImplementedError(
+                "method 'gaunt' of SymmetricContraction (grid products) is not in this version; "
+                "use method='cg'"
+            )
+        if method != "cg":
+            raise ValueError(f"method must be 'cg' or 'gaunt', got {method!r}")
+        if basis not in get_args(Basis):
+            raise ValueError(f"basis must be one of {get_args(Basis)}, got {basis!r}")
+        if num_elements < 1:
+            raise ValueError(f"num_elements must be at least 1, got {num_elements}")
+        check_layout(layout)
+        self.problem = SymmetricContractionProblem.from_irreps(irreps_in, irreps_out, correlation)
+        self.num_elements = num_elements
+        self.basis = basis
+        self.backend = backend
+        self.layout = layout
+
+        num_paths = [coupling.num_paths for _, coupling in self.problem.couplings()]
+        if basis == "mace":
+            projections = [
+                project_coupling(
+                    nested_coupling(coupling.irreps_in, coupling.irrep_out, coupling.degree).dense(),
+                    coupling,
+                )
+                for _, coupling in self.problem.couplings()
+            ]
+            num_paths = [len(projection) for projection in projections]
+            self.register_buffer("projection", torch.block_diag(*projections))
+        channels = self.problem.num_channels
+        self.weights = nn.ParameterList(
+            torch.randn(num_elements, paths, channels) / max(1, paths) for paths in num_paths
+        )
+
+    @property
+    def irreps_in(self) -> Irreps:
+        """Irreps of x."""
+        return self.problem.irreps_in
+
+    @property
+    def irreps_out(self) -> Irreps:
+        """Irreps of the result."""
+        return self.problem.irreps_out
+
+    @property
+    def correlation(self) -> int:
+        """Highest degree of the polynomials."""
+        return self.problem.correlation
+
+    def weight(self, block: int, degree: int) -> nn.Parameter:
+        """The weights [num_elements, num_paths, C] of one block of irreps_out and one degree.
+
+        Raises:
+            ValueError: There is no such block or degree.
+        """
+        return self.weights[self._index(block, degree)]
+
+    def independent_weights(self) -> Float[Tensor, "num_elements num_paths num_channels"]:
+        """All weights for the independent basis, whatever basis the parameters belong to."""
+        weights = torch.cat([*self.weights], dim=1)
+        if self.basis == "mace":
+            weights = self.projection.to(weights.dtype).T @ weights
+        return weights
+
+    def set_mace_coupling(self, block: int, degree: int, u: Float[Tensor, "..."]) -> None:
+        """Takes over the meaning of one weight from the coupling tensors of a mace-torch model.
+
+        mace-torch keeps them as buffers U_matrix_{degree}; they depend on the 3j signs of the e3nn
+        that the model was made with.
+
+        Args:
+            block: Block of irreps_out.
+            degree: Degree of the coupling.
+            u: U[M, i1 ... i_degree, k], without M for a scalar block.
+
+        Raises:
+            ValueError: The basis is "independent", there is no such block or degree, the number of
+                paths is not that of the weight, or u is not a set of equivariant couplings.
+        """
+        if self.basis != "mace":
+            raise ValueError(
+                "set_mace_coupling needs a SymmetricContraction with basis='mace', got "
+                f"basis={self.basis!r}; multiply its weights by eqtp.so3's project_coupling instead"
+            )
+        index = self._index(block, degree)
+        num_paths = self.weights[index].shape[1]
+        if u.shape[-1] != num_paths:
+            raise ValueError(
+                f"u must have the {num_paths} paths of block {block}, degree {degree}, got shape "
+                f"{tuple(u.shape)}; was the model made with use_reduced_cg=True?"
+            )
+        couplings = [coupling for _, coupling in self.problem.couplings()]
+        row = sum(weight.shape[1] for weight in self.weights[:index])
+        column = sum(coupling.num_paths for coupling in couplings[:index])
+        new = project_coupling(u, couplings[index])
+        rows, columns = slice(row, row + new.shape[0]), slice(column, column + new.shape[1])
+        self.projection[rows, columns] = new.to(self.projection)
+
+    def forward(
+        self, x: Float[Tensor, "num_nodes dim_in"], element: Int64[Tensor, " num_nodes"]
+    ) -> Float[Tensor, "num_nodes dim_out"]:
+        """Computes the polynomials.
+
+        Args:
+            x: Features of the nodes.
+            element: Index in [0, num_elements) of every node's element.
+
+        Returns:
+            The polynomials, differentiable in x and the weights to any order.
+
+        Raises:
+            ValueError: A shape does not fit or an element is out of range.
+            TypeError: element is not int64, or x has not the dtype of the weights.
+        """
+        return symmetric_contraction(
+            x,
+            self.independent_weights(),
+            element,
+            self.problem,
+            layout=self.layout,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, for print."""
+        return (
+            f"{self.irreps_in}, {self.irreps_out}, correlation={self.correlation}, "
+            f"num_elements={self.num_elements}, basis={self.basis!r}, layout={self.layout!r}"
+        )
+
+    def _index(self, block: int, degree: int) -> int:
+        blocks = len(self.irreps_out)
+        if not (0 <= block < blocks and 1 <= degree <= self.correlation):
+            raise ValueError(
+                f"block must be in [0, {blocks}) and degree in [1, {self.correlation}], "
+                f"got block {block}, degree {degree}"
+            )
+        return block * self.correlation + degree - 1

@@ -1,0 +1,7 @@
+"""Symmetric contraction: element-dependent equivariant polynomials of node features."""
+
+from __future__ import annotations
+
+from .op import symmetric_contraction
+
+__all__ = ["symmetric_contraction"]

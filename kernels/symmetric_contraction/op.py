@@ -1,0 +1,110 @@
+"""Symmetric contraction: the public function, validation and dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from eqtp.backend import Backend, resolve
+from eqtp.layout import Layout, check_layout
+from eqtp.symmetric_problem import SymmetricContractionProblem
+
+from ._torch import symmetric_contraction_torch
+from .reference import symmetric_contraction_reference
+
+__all__ = ["BACKENDS", "symmetric_contraction"]
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "torch": symmetric_contraction_torch,
+    "reference": symmetric_contraction_reference,
+}
+
+
+def symmetric_contraction(
+    x: Float[Tensor, "num_nodes dim_in"],
+    weight: Float[Tensor, "num_elements num_paths num_channels"],
+    element: Int64[Tensor, " num_nodes"],
+    problem: SymmetricContractionProblem,
+    *,
+    layout: Layout = "mul_ir",
+    backend: Backend = "auto",
+) -> Float[Tensor, "num_nodes dim_out"]:
+    """Computes element-dependent equivariant polynomials of every node's features.
+
+    out[n, c, M] = sum_nu sum_k weight[element(n), k, c] sum_i U_nu[M, i1 ... i_nu, k] x[n, c, i1]
+    ... x[n, c, i_nu] for every block of irreps_out, nu = 1 ... correlation, U_nu the orthonormal
+    symmetric couplings. Source: Batatia et al., NeurIPS 2022, arXiv:2206.07697, equations 10, 11.
+
+    Args:
+        x: Features of the nodes.
+        weight: Weights, paths in the order of `problem.couplings()`.
+        element: Row of weight that each node uses.
+        problem: The irreps and the correlation.
+        layout: Memory order of x and of the result.
+        backend: "auto", "torch" or "reference".
+
+    Returns:
+        The polynomials; differentiable in x and weight to any order.
+
+    Raises:
+        ValueError: A shape does not fit, an element is out of range, devices differ.
+        TypeError: element is not int64, or x and weight are not of one floating dtype.
+        NotImplementedError: The backend has no such kernel.
+
+    Example:
+        >>> problem = SymmetricContractionProblem.from_irreps("2x0e+2x1o", "2x0e", 2)
+        >>> x, weight = torch.randn(5, 8), torch.randn(3, problem.num_paths, 2)
+        >>> symmetric_contraction(x, weight, torch.tensor([0, 2, 2, 0, 1]), problem).shape
+        torch.Size([5, 2])
+    """
+    check_layout(layout)
+    _check_operands(x, weight, element, problem)
+    resolution = resolve(
+        backend, family="symmetric_contraction", implemented=BACKENDS, device=x.device.type
+    )
+    return BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+
+
+def _check_operands(
+    x: Tensor, weight: Tensor, element: Tensor, problem: SymmetricContractionProblem
+) -> None:
+    if x.ndim != 2 or x.shape[1] != problem.irreps_in.dim:
+        raise ValueError(
+            f"x must have shape (num_nodes, {problem.irreps_in.dim}) "
+            f"(irreps_in='{problem.irreps_in}'), got {tuple(x.shape)}"
+        )
+    if weight.ndim != 3 or weight.shape[1:] != (problem.num_paths, problem.num_channels):
+        raise ValueError(
+            f"weight must have shape (num_elements, {problem.num_paths} paths, "
+            f"{problem.num_channels} channels), got {tuple(weight.shape)}"
+        )
+    if not x.is_floating_point() or x.dtype != weight.dtype:
+        raise TypeError(
+            f"x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}; "
+            "convert one with .to(dtype)"
+        )
+    if element.dtype != torch.int64:
+        raise TypeError(
+            f"element must be int64 indices, got {element.dtype}; for one-hot rows pass "
+            "one_hot.argmax(dim=1)"
+        )
+    if element.shape != x.shape[:1]:
+        raise ValueError(
+            f"element must have one index per node, shape ({x.shape[0]},), "
+            f"got {tuple(element.shape)}"
+        )
+    if not x.device == weight.device == element.device:
+        raise ValueError(
+            "x, weight and element must be on one device, "
+            f"got {x.device}, {weight.device} and {element.device}"
+        )
+    if element.numel():
+        low, high = (int(bound) for bound in element.aminmax())
+        if low < 0 or high >= weight.shape[0]:
+            raise ValueError(
+                f"element must be in [0, {weight.shape[0]}) (num_elements), "
+                f"got values from {low} to {high}"
+            )
