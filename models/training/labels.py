@@ -1,5 +1,8 @@
 """Labels of a structure: where they are looked for, and what they must look like."""
 
+# ASE is typed in part only.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -156,7 +159,9 @@ def _shaped(labels: dict[str, np.ndarray], atoms: Atoms, where: str) -> dict[str
     elif "virials" in labels:
         volume = abs(float(np.linalg.det(atoms.cell.array)))
         if volume == 0.0:
-            raise ValueError(f"{where}: virials need a cell with a volume, got {atoms.cell[:]}")
+            raise ValueError(
+                f"{where}: virials need a cell with a volume, got {atoms.cell.array.tolist()}"
+            )
         shaped["stress"] = -_symmetric(labels["virials"], "virials", where) / volume
     return shaped
 

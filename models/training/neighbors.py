@@ -1,5 +1,8 @@
 """Neighbour lists: every ordered pair of atoms within a cutoff, periodic images included."""
 
+# ASE is typed in part only.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 import numpy as np

@@ -6,6 +6,9 @@ as computed by tblite. The labels belong to the positions as they stand in the f
 are rounded first and then labelled.
 """
 
+# ASE is typed in part only.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 import argparse
