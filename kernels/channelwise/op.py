@@ -17,7 +17,7 @@ from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
 from eqtp.problem import TensorProductProblem
 
-from . import _torch, reference
+from eqtp.kernels.channelwise import _torch, reference
 
 __all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports"]
 
