@@ -11,6 +11,7 @@ from .standard_products import (
     FullTensorProduct,
     FullyConnectedTensorProduct,
 )
+from .symmetric_contraction import SymmetricContraction
 from .tensor_product import TensorProduct
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Gate",
     "Linear",
     "SphericalHarmonics",
+    "SymmetricContraction",
     "TensorProduct",
 ]

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
 from eqtp.irreps import Irreps
 from eqtp.kernels.symmetric_contraction import symmetric_contraction
 from eqtp.layout import Layout, check_layout
-from eqtp.so3.symmetric_coupling import nested_coupling, project_coupling
+from eqtp.so3.symmetric_coupling import (
+    SymmetricCoupling,
+    nested_coupling,
+    project_coupling,
+)
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
 __all__ = ["SymmetricContraction"]
@@ -40,8 +44,8 @@ class SymmetricContraction(nn.Module):
         layout: Memory order of x and of the result.
 
     Attributes:
-        weights: One parameter [num_elements, num_paths, C] for every block of irreps_out and, inside
-            a block, every degree; drawn from a normal distribution of width 1 / num_paths.
+        weights: One parameter [num_elements, num_paths, C] for every block of irreps_out and,
+            inside a block, every degree; drawn from a normal distribution of width 1 / num_paths.
         projection: Only for basis "mace": [paths of mace, independent paths], block-diagonal.
 
     Raises:
@@ -90,15 +94,10 @@ class SymmetricContraction(nn.Module):
 
         num_paths = [coupling.num_paths for _, coupling in self.problem.couplings()]
         if basis == "mace":
-            projections = [
-                project_coupling(
-                    nested_coupling(coupling.irreps_in, coupling.irrep_out, coupling.degree).dense(),
-                    coupling,
-                )
-                for _, coupling in self.problem.couplings()
-            ]
+            projections = [_mace_projection(c) for _, c in self.problem.couplings()]
             num_paths = [len(projection) for projection in projections]
-            self.register_buffer("projection", torch.block_diag(*projections))
+            projection = torch.block_diag(*projections)  # type: ignore[no-untyped-call]
+            self.register_buffer("projection", projection)
         channels = self.problem.num_channels
         self.weights = nn.ParameterList(
             torch.randn(num_elements, paths, channels) / max(1, paths) for paths in num_paths
@@ -125,7 +124,8 @@ class SymmetricContraction(nn.Module):
         Raises:
             ValueError: There is no such block or degree.
         """
-        return self.weights[self._index(block, degree)]
+        weight: nn.Parameter = self.weights[self._index(block, degree)]
+        return weight
 
     def independent_weights(self) -> Float[Tensor, "num_elements num_paths num_channels"]:
         """All weights for the independent basis, whatever basis the parameters belong to."""
@@ -134,39 +134,52 @@ class SymmetricContraction(nn.Module):
             weights = self.projection.to(weights.dtype).T @ weights
         return weights
 
-    def set_mace_coupling(self, block: int, degree: int, u: Float[Tensor, "..."]) -> None:
-        """Takes over the meaning of one weight from the coupling tensors of a mace-torch model.
+    @torch.no_grad()
+    def set_coupling(
+        self,
+        block: int,
+        degree: int,
+        u: Float[Tensor, "*shape num_paths"],
+        weight: Float[Tensor, "num_elements num_paths num_channels"],
+    ) -> None:
+        """Takes over the coupling tensors and weights of one degree from a mace-torch model.
 
-        mace-torch keeps them as buffers U_matrix_{degree}; they depend on the 3j signs of the e3nn
-        that the model was made with.
+        mace-torch keeps the tensors as buffers U_matrix_{degree}; their signs depend on the e3nn
+        that the model was made with. With basis "mace" the weights are copied and the tensors
+        change their meaning; with basis "independent" the weights of the same function are set.
 
         Args:
             block: Block of irreps_out.
             degree: Degree of the coupling.
             u: U[M, i1 ... i_degree, k], without M for a scalar block.
+            weight: Weights of the paths k.
 
         Raises:
-            ValueError: The basis is "independent", there is no such block or degree, the number of
-                paths is not that of the weight, or u is not a set of equivariant couplings.
+            ValueError: There is no such block or degree, a shape does not fit, or u is not a set of
+                equivariant couplings.
         """
-        if self.basis != "mace":
-            raise ValueError(
-                "set_mace_coupling needs a SymmetricContraction with basis='mace', got "
-                f"basis={self.basis!r}; multiply its weights by eqtp.so3's project_coupling instead"
-            )
         index = self._index(block, degree)
-        num_paths = self.weights[index].shape[1]
-        if u.shape[-1] != num_paths:
-            raise ValueError(
-                f"u must have the {num_paths} paths of block {block}, degree {degree}, got shape "
-                f"{tuple(u.shape)}; was the model made with use_reduced_cg=True?"
-            )
+        target = self.weights[index]
+        expected = (self.num_elements, u.shape[-1], self.problem.num_channels)
+        if weight.shape != expected:
+            raise ValueError(f"weight must have shape {expected}, got {tuple(weight.shape)}")
         couplings = [coupling for _, coupling in self.problem.couplings()]
-        row = sum(weight.shape[1] for weight in self.weights[:index])
+        projection = project_coupling(u, couplings[index])
+        if not u.any():  # mace-torch's stand-in where no coupling exists
+            projection, weight = projection[:0], weight[:, :0]
+        if self.basis == "independent":
+            target.copy_(projection.to(weight).T @ weight)
+            return
+        if weight.shape != target.shape:
+            raise ValueError(
+                f"u must have the {target.shape[1]} paths of block {block}, degree {degree} for "
+                f"basis='mace', got {weight.shape[1]}; use basis='independent'"
+            )
+        row = sum(other.shape[1] for other in self.weights[:index])
         column = sum(coupling.num_paths for coupling in couplings[:index])
-        new = project_coupling(u, couplings[index])
-        rows, columns = slice(row, row + new.shape[0]), slice(column, column + new.shape[1])
-        self.projection[rows, columns] = new.to(self.projection)
+        rows, columns = slice(row, row + len(projection)), slice(column, None)
+        self.projection[rows, columns][:, : projection.shape[1]] = projection.to(self.projection)
+        target.copy_(weight)
 
     def forward(
         self, x: Float[Tensor, "num_nodes dim_in"], element: Int64[Tensor, " num_nodes"]
@@ -208,3 +221,11 @@ class SymmetricContraction(nn.Module):
                 f"got block {block}, degree {degree}"
             )
         return block * self.correlation + degree - 1
+
+
+def _mace_projection(
+    coupling: SymmetricCoupling,
+) -> Float64[Tensor, "num_mace_paths num_paths"]:
+    """Expresses MACE's couplings by the independent ones."""
+    nested = nested_coupling(coupling.irreps_in, coupling.irrep_out, coupling.degree)
+    return project_coupling(nested.dense(), coupling)
