@@ -36,7 +36,7 @@ _COUNTS = {"energy": "frames", "per_atom": "frames"}
 _COUNTS |= {"forces": "forces_components", "stress": "stress_components"}
 
 
-def error_sums(output: Mapping[str, Tensor], batch: Any) -> Float64[Tensor, "11"]:
+def error_sums(output: Mapping[str, Tensor], batch: Any) -> Float64[Tensor, " fields"]:
     """The sums of `FIELDS` over the frames of a batch, differentiable in the output.
 
     Quantities that the batch has no labels for, or that were not computed, count zero components.
@@ -67,7 +67,7 @@ def _moments(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(
-    sums: Float64[Tensor, "11"], phase: PhaseConfig, kind: str, counts: Float64[Tensor, "11"]
+    sums: Float64[Tensor, " fields"], phase: PhaseConfig, kind: str, counts: Float64[Tensor, " fields"]
 ) -> Float64[Tensor, ""]:
     """Weighted sum of mean squares, L = wE mean(dE²) + wF mean(dF²) + wS mean(dS²).
 
@@ -92,7 +92,7 @@ def loss(
     return total
 
 
-def metrics(sums: Float64[Tensor, "11"]) -> dict[str, float]:
+def metrics(sums: Float64[Tensor, " fields"]) -> dict[str, float]:
     """RMSE and MAE in meV, meV/atom, meV/Å and meV/Å³, of the quantities that were compared.
 
     Example:

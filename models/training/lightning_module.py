@@ -80,7 +80,7 @@ class TrainingModule(LightningModule):
         self.sums += totals
         return self.trainer.world_size * loss(sums, phase, self.training_config.loss, totals)
 
-    def _sum_over_processes(self, sums: Float64[Tensor, 11]) -> Float64[Tensor, 11]:
+    def _sum_over_processes(self, sums: Float64[Tensor, " fields"]) -> Float64[Tensor, " fields"]:
         if self.trainer.world_size == 1:
             return sums
         totals = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
@@ -119,11 +119,11 @@ class TrainingModule(LightningModule):
         self.position.batch += 1
         self.position.step += 1
 
-    def validate(self) -> Float64[Tensor, 11]:
+    def validate(self) -> Float64[Tensor, " fields"]:
         """Error sums of the averaged weights over the validation frames of all processes."""
         return self._sum_over_processes(evaluate_sums(self.ema.model, self.valid, self.device))
 
-    def loss_of(self, sums: Float64[Tensor, 11], phase: PhaseConfig) -> float:
+    def loss_of(self, sums: Float64[Tensor, " fields"], phase: PhaseConfig) -> float:
         """The loss that error sums amount to."""
         return float(loss(sums, phase, self.training_config.loss, sums))
 
@@ -166,7 +166,7 @@ class TrainingModule(LightningModule):
 
 def evaluate_sums(
     model: nn.Module, batches: Iterable[Structure], device: torch.device
-) -> Float64[Tensor, 11]:
+) -> Float64[Tensor, " fields"]:
     """Error sums of a model over labelled batches; forces are derivatives, so grad is on."""
     sums = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
     was_training = model.training
