@@ -22,8 +22,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from eqtp.models.io import load
-from eqtp.models.training.data import MIN_DISTANCE
-from eqtp.models.training.neighbors import neighbor_list
+from eqtp.models.training.neighbors import MIN_DISTANCE, neighbor_list
 from eqtp.models.training.structure import Structure
 
 if TYPE_CHECKING:

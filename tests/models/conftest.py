@@ -82,3 +82,23 @@ def morse(morse_class: type[MorsePotential]) -> MorsePotential:
     return morse_class(
         atomic_numbers=[1, 6, 7, 8], atomic_energies=[-13.6, -1029.1, -1484.3, -2041.8]
     )
+
+
+@pytest.fixture
+def mace() -> Any:
+    """A small MACE for H, C, N and O, its weights random."""
+    from eqtp.models import MACE
+
+    return MACE(
+        atomic_numbers=[1, 6, 7, 8],
+        atomic_energies=[-13.6, -1029.1, -1484.3, -2041.8],
+        avg_num_neighbors=8.0,
+        r_max=4.0,
+        hidden_irreps="8x0e+8x1o",
+        mlp_irreps="8x0e",
+        radial_mlp=(16, 16),
+        max_ell=2,
+        correlation=2,
+        scale=1.3,
+        shift=0.2,
+    )

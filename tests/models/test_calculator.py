@@ -54,17 +54,22 @@ def calculator(morse: Any) -> Calculator:
     return Calculator(morse, device="cpu")
 
 
+@pytest.fixture(params=["morse", "mace"])
+def any_calculator(request: pytest.FixtureRequest) -> Calculator:
+    return Calculator(request.getfixturevalue(request.param), device="cpu")
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_forces_are_the_gradient_of_the_energy(calculator: Calculator, structure: str) -> None:
+def test_forces_are_the_gradient_of_the_energy(any_calculator: Calculator, structure: str) -> None:
     atoms = STRUCTURES[structure]()
-    atoms.calc = calculator
+    atoms.calc = any_calculator
     forces, step = atoms.get_forces(), 1e-4
     for index, axis in [(0, 0), (1, 2), (2, 1)]:
         energies = []
         for sign in (1, -1):
             moved = atoms.copy()
             moved.positions[index, axis] += sign * step
-            moved.calc = calculator
+            moved.calc = any_calculator
             energies.append(moved.get_potential_energy())
         expected = -(energies[0] - energies[1]) / (2 * step)
         assert forces[index, axis] == pytest.approx(expected, abs=TOLERANCES["gradient"])
@@ -72,10 +77,10 @@ def test_forces_are_the_gradient_of_the_energy(calculator: Calculator, structure
 
 @pytest.mark.parametrize("structure", ["crystal", "slab"])
 def test_stress_is_the_strain_derivative_in_voigt_order(
-    calculator: Calculator, structure: str
+    any_calculator: Calculator, structure: str
 ) -> None:
     atoms = STRUCTURES[structure]()
-    atoms.calc = calculator
+    atoms.calc = any_calculator
     stress, step = atoms.get_stress(), 1e-4
     for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
         energies = []
@@ -85,7 +90,7 @@ def test_stress_is_the_strain_derivative_in_voigt_order(
             strain[j, i] += sign * step / 2
             strained = atoms.copy()
             strained.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
-            strained.calc = calculator
+            strained.calc = any_calculator
             energies.append(strained.get_potential_energy())
         expected = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
         assert stress[k] == pytest.approx(expected, abs=TOLERANCES["gradient"])

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from ase.build import molecule
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eqtp.models.io import load, save
+from eqtp.models.training.data import from_ase
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -45,6 +47,23 @@ def test_every_tensor_comes_back_bit_for_bit(
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mace_comes_back_bit_for_bit(mace: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = mace.to(dtype).eval()
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    data = from_ase([molecule("CH3CH2OH"), molecule("HCN")], model.r_max, dtype=dtype)
+    for key, value in model(data).items():
+        assert torch.equal(loaded(data)[key], value), key
+
+
+def test_a_file_does_not_name_the_kernels(mace: Any, tmp_path: Path) -> None:
+    mace.hyperparameters["backend"] = "triton"  # on this machine it may not run
+    save(mace, tmp_path / "model.safetensors")
+    loaded: Any = load(tmp_path / "model.safetensors")
+    assert loaded.hyperparameters == mace.hyperparameters | {"backend": "auto"}
+
+
 def test_a_buffer_keeps_a_dtype_of_its_own(morse: Any, tmp_path: Path) -> None:
     morse.depth.data = morse.depth.data.float()  # the energies stay in float64
     save(morse, tmp_path / "model.safetensors")
@@ -62,7 +81,7 @@ def test_dtype_converts(path: Path, morse: Any) -> None:
 
 
 def test_tied_weights_stay_tied(
-    morse: Any, morse_class: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    morse: Any, morse_class: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = morse_class.__init__
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
@@ -19,6 +20,8 @@ from eqtp.models import md
 from eqtp.models.calculator import Calculator
 from eqtp.models.io import save
 from eqtp.models.md import molecular_dynamics
+from eqtp.models.training.data import from_ase
+from eqtp.models.training.datasets import load_named
 
 TOLERANCES = {
     "momentum": 1e-10,  # rounding of sums over a few hundred steps
@@ -305,3 +308,28 @@ def test_bad_numbers_are_refused_by_the_command(
     with pytest.raises(SystemExit):
         command(*files, argument, "-1")
     assert f"argument {argument}: must be a positive number, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trained_mace_conserves_the_energy_of_3bpa(mace: Any) -> None:
+    """NVE at 300 K, 0.5 fs, float64, 2 ps: drift below 0.1 meV/atom/ps."""
+    splits = load_named("3bpa", download=False)
+    settle(mace, splits.train)
+    result = molecular_dynamics(splits.train[0], Calculator(mace), steps=4000)
+    assert 150 < result.temperature.mean() < 600, "the molecule must stay whole"
+    assert abs(result.drift) < TOLERANCES["drift"]
+
+
+def settle(model: Any, frames: list[Atoms], steps: int = 300) -> None:
+    """Trains on forces just long enough that the molecule holds together."""
+    batches = [from_ase(frames[i : i + 5], model.r_max) for i in range(0, 100, 5)]
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        optimiser.zero_grad()
+        loss = (model(batch)["forces"] - batch.forces).square().mean()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    assert float(loss.detach()) < 0.3**2, "eV/Å"
