@@ -133,7 +133,7 @@ class Run:
             group["lr"] = self.recipe.learning_rate(self.cpu / self.budget)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(self.model(data), data)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss, inputs=self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.loss = loss.item()
