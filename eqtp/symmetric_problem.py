@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from eqtp.irreps import Irreps
 from eqtp.problem import parse_irreps
@@ -62,22 +63,22 @@ class SymmetricContractionProblem:
                 )
         return problem
 
-    @property
+    @cached_property
     def num_channels(self) -> int:
         """The multiplicity C that all blocks share."""
         return int(self.irreps_in[0].mul)
 
-    @property
+    @cached_property
     def dim_in(self) -> int:
         """Number of components of x per channel."""
         return int(self.irreps_in.dim) // self.num_channels
 
-    @property
+    @cached_property
     def dim_out(self) -> int:
         """Number of components of the result per channel."""
         return int(self.irreps_out.dim) // self.num_channels
 
-    @property
+    @cached_property
     def num_paths(self) -> int:
         """Number of paths of all blocks and degrees."""
         return sum(coupling.num_paths for _, coupling in self.couplings())

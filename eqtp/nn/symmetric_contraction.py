@@ -177,8 +177,10 @@ class SymmetricContraction(nn.Module):
             )
         row = sum(other.shape[1] for other in self.weights[:index])
         column = sum(coupling.num_paths for coupling in couplings[:index])
-        rows, columns = slice(row, row + len(projection)), slice(column, None)
-        self.projection[rows, columns][:, : projection.shape[1]] = projection.to(self.projection)
+        rows, columns = (
+            slice(i, i + n) for i, n in zip((row, column), projection.shape, strict=True)
+        )
+        self.projection[rows, columns] = projection.to(self.projection)
         target.copy_(weight)
 
     def forward(
@@ -228,4 +230,4 @@ def _mace_projection(
 ) -> Float64[Tensor, "num_mace_paths num_paths"]:
     """Expresses MACE's couplings by the independent ones."""
     nested = nested_coupling(coupling.irreps_in, coupling.irrep_out, coupling.degree)
-    return project_coupling(nested.dense(), coupling)
+    return project_coupling(nested, coupling)

@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 # Norm that a normalised candidate must keep beside the basis so far to be taken as independent.
-# The candidates' norms are either above 0.05 or below 1e-13 (correlation <= 4, lmax <= 3, both
-# parities; `test_the_choice_of_paths_has_a_gap`), so the choice does not depend on rounding.
+# Measured: it is either above 0.12 or below 1e-15 (degree <= 4, lmax <= 4, both parities, repeated
+# irreps; 2,700 candidates), so the choice does not depend on rounding.
 _INDEPENDENT = 1e-6
 
 
@@ -64,9 +64,8 @@ class SymmetricCoupling:
     def dense(self) -> Float64[Tensor, "dim_out *components num_paths"]:
         """The tensor U[M, i1 ... in, k], symmetric in i1 ... in."""
         dim = self.irreps_in.dim
-        entries = torch.cartesian_prod(*[torch.arange(dim)] * self.degree).view(-1, self.degree)
         values = self.coefficients / multinomials(dim, self.degree)
-        dense = values[..., monomial_index(entries.sort(dim=1).values, dim)]
+        dense = values[..., _entry_index(dim, self.degree)]
         shape = [self.irrep_out.dim, *[dim] * self.degree, self.num_paths]
         return dense.permute(1, 2, 0).reshape(shape)
 
@@ -144,23 +143,28 @@ def nested_coupling(irreps_in: Irreps, irrep_out: Irrep, degree: int) -> Symmetr
 
 
 def project_coupling(
-    dense: Float[Tensor, "..."], basis: SymmetricCoupling, *, tolerance: float = 1e-10
-) -> Float64[Tensor, "num_dense_paths num_paths"]:
-    """Expresses the symmetric part of given coupling tensors in an orthonormal basis.
+    coupling: SymmetricCoupling | Float[Tensor, "*shape num_given"],
+    basis: SymmetricCoupling,
+    *,
+    tolerance: float | None = None,
+) -> Float64[Tensor, "num_given num_paths"]:
+    """Expresses the symmetric part of given couplings in an orthonormal basis.
 
-    A model with weights w for the given tensors is the model with weights w @ projection for the
-    basis. This is how weights of a mace-torch model are read, whatever signs its 3j tensors have.
+    A model with weights w for the given couplings is the model with weights projection.T @ w for
+    the basis. This is how weights of a mace-torch model are read, whatever its 3j signs.
 
     Args:
-        dense: U[M, i1 ... in, k]; the axis M may be missing where the irrep has dimension one.
+        coupling: Couplings, or their dense tensor U[M, i1 ... in, k]; the axis M may be missing
+            where the irrep has dimension one.
         basis: A basis from `symmetric_coupling`.
-        tolerance: Largest accepted norm of what the basis cannot express, per tensor.
+        tolerance: Largest accepted norm of what the basis cannot express, per path; by default
+            1e-10, and 1e-5 for tensors of lower precision than float64, which are rounded.
 
     Returns:
         projection[k, j]: U_k = sum_j projection[k, j] basis_j up to parts that are not symmetric.
 
     Raises:
-        ValueError: dense has another shape, or is not in the span of the basis.
+        ValueError: A dense tensor has another shape, or a coupling is not in the span of the basis.
 
     Example:
         >>> basis = symmetric_coupling(Irreps("0e+1o"), Irrep("0e"), 2)
@@ -168,33 +172,43 @@ def project_coupling(
         tensor([[1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
-    dim, dim_out, degree = basis.irreps_in.dim, basis.irrep_out.dim, basis.degree
-    shape = (dim_out, *[dim] * degree)
-    if dense.shape[:-1] != shape and (dim_out != 1 or dense.shape[:-1] != shape[1:]):
-        raise ValueError(
-            f"dense must have the shape {(*shape, 'num_paths')} of couplings of degree {degree} "
-            f"from '{basis.irreps_in}' to '{basis.irrep_out}', got {tuple(dense.shape)}"
-        )
-    entries = torch.cartesian_prod(*[torch.arange(dim)] * degree).view(-1, degree)
-    index = monomial_index(entries.sort(dim=1).values, dim)
-    values = dense.detach().to("cpu", torch.float64).reshape(dim_out, -1, dense.shape[-1])
-    polynomials = torch.zeros(dim_out, basis.coefficients.shape[2], dense.shape[-1]).to(values)
-    polynomials = polynomials.index_add(1, index, values).permute(2, 0, 1)
-
-    metric = 1 / multinomials(dim, degree)
-    projection = torch.einsum("kMm,jMm,m->kj", polynomials, basis.coefficients, metric) / dim_out
-    rest = polynomials - torch.einsum("kj,jMm->kMm", projection, basis.coefficients)
+    exact = isinstance(coupling, SymmetricCoupling) or coupling.dtype == torch.float64
+    if isinstance(coupling, SymmetricCoupling):
+        given = coupling.coefficients
+    else:
+        given = _polynomials(coupling, basis)
+    metric = _metric(basis.irreps_in.dim, basis.degree, basis.irrep_out)
+    projection = torch.einsum("kMm,jMm,m->kj", given, basis.coefficients, metric)
+    rest = given - torch.einsum("kj,jMm->kMm", projection, basis.coefficients)
     missing = (rest.square() * metric).sum(dim=(1, 2)).sqrt()
-    if missing.numel() and not missing.max() <= tolerance:
+    limit = tolerance if tolerance is not None else 1e-10 if exact else 1e-5
+    if missing.numel() and not missing.max() <= limit:
         raise ValueError(
-            f"dense must be equivariant couplings of degree {degree} from '{basis.irreps_in}' to "
-            f"'{basis.irrep_out}', got tensors of which a part of norm {missing.max():.1e} is not "
-            f"(tolerance {tolerance:.0e}); check the order of the irreps and the precision"
+            f"coupling must be equivariant of degree {basis.degree} from '{basis.irreps_in}' to "
+            f"'{basis.irrep_out}', got one of which a part of norm {missing.max():.1e} is not "
+            f"(tolerance {limit:.0e}); check the order of the irreps and the precision"
         )
     return projection
 
 
+def _polynomials(
+    dense: Float[Tensor, "*shape num_given"], basis: SymmetricCoupling
+) -> Float64[Tensor, "num_given dim_out num_monomials"]:
+    """The symmetric part of dense tensors as polynomials."""
+    dim, dim_out, degree = basis.irreps_in.dim, basis.irrep_out.dim, basis.degree
+    shape = (dim_out, *[dim] * degree)
+    if dense.shape[:-1] != shape and (dim_out != 1 or dense.shape[:-1] != shape[1:]):
+        raise ValueError(
+            f"coupling must have the shape {(*shape, 'num_paths')} for degree {degree} from "
+            f"'{basis.irreps_in}' to '{basis.irrep_out}', got {tuple(dense.shape)}"
+        )
+    values = dense.detach().to("cpu", torch.float64).reshape(dim_out, -1, dense.shape[-1])
+    result = values.new_zeros(dim_out, len(basis.monomials), dense.shape[-1])
+    return result.index_add(1, _entry_index(dim, degree), values).permute(2, 0, 1)
+
+
 @functools.cache
+@torch.inference_mode(False)
 def monomials(dim: int, degree: int) -> Int64[Tensor, "num_monomials degree"]:
     """All monomials of one degree in `dim` variables, as ascending tuples in lexical order."""
     tuples = list(itertools.combinations_with_replacement(range(dim), degree))
@@ -202,6 +216,7 @@ def monomials(dim: int, degree: int) -> Int64[Tensor, "num_monomials degree"]:
 
 
 @functools.cache
+@torch.inference_mode(False)
 def multinomials(dim: int, degree: int) -> Float64[Tensor, " num_monomials"]:
     """Number of tensor entries (i1 ... in) that belong to each monomial: n! / prod_i count_i!."""
     counts = [
@@ -211,32 +226,44 @@ def multinomials(dim: int, degree: int) -> Float64[Tensor, " num_monomials"]:
     return torch.tensor(counts, dtype=torch.float64)
 
 
+def _metric(dim: int, degree: int, irrep_out: Irrep) -> Float64[Tensor, " num_monomials"]:
+    """Weights of the scalar product that is 1 for tensors with U[M] of norm 1 for every M."""
+    metric: Tensor = 1 / (multinomials(dim, degree) * irrep_out.dim)
+    return metric
+
+
+def _entry_index(dim: int, degree: int) -> Int64[Tensor, " dim**degree"]:
+    """Monomial of every entry (i1 ... in) of a dense tensor, in the tensor's order."""
+    entries = torch.cartesian_prod(*[torch.arange(dim)] * degree).view(-1, degree)
+    return monomial_index(entries.sort(dim=1).values, dim)
+
+
 @functools.cache
+@torch.inference_mode(False)
 def products(dim: int, degree: int) -> Int64[Tensor, "num_lower dim"]:
     """Index of (monomial of degree - 1) times (variable) among the monomials of `degree`."""
     lower = monomials(dim, degree - 1)
-    tuples = torch.cat(
-        [lower[:, None, :].expand(-1, dim, -1), torch.arange(dim)[None, :, None].expand(len(lower), -1, 1)],
-        dim=2,
-    )
+    variables = torch.arange(dim)[None, :, None].expand(len(lower), -1, 1)
+    tuples = torch.cat([lower[:, None, :].expand(-1, dim, -1), variables], dim=2)
     return monomial_index(tuples.sort(dim=2).values, dim)
 
 
 def monomial_index(ascending: Int64[Tensor, "*batch degree"], dim: int) -> Int64[Tensor, "*batch"]:
-    """Position of ascending tuples in `monomials`: they are in the order of their base-dim number."""
+    """Position of ascending tuples in `monomials`, whose base-dim numbers ascend."""
     degree = ascending.shape[-1]
     place = dim ** torch.arange(degree - 1, -1, -1)
     return torch.searchsorted((monomials(dim, degree) * place).sum(-1), (ascending * place).sum(-1))
 
 
 @functools.cache
+@torch.inference_mode(False)  # what is cached must serve later calls that record gradients
 def _symmetric_coupling(blocks: Irreps, irrep_out: Irrep, degree: int) -> SymmetricCoupling:
     if degree == 1:
         candidates = [rows[None] for ir, rows in _identity_blocks(blocks) if ir == irrep_out]
         return SymmetricCoupling(
             blocks, irrep_out, 1, _stack(candidates, blocks, irrep_out, degree)
         )
-    metric = 1 / multinomials(blocks.dim, degree) / irrep_out.dim
+    metric = _metric(blocks.dim, degree, irrep_out)
     basis: list[Tensor] = []
     lower = {ir for _, right in blocks for ir in irrep_out * right}
     for left in sorted(lower, key=_order):
@@ -268,16 +295,14 @@ def _couple(
     coupling = math.sqrt(irrep_out.dim) * wigner_3j(irrep_out.l, left.l, blocks[block].ir.l)
     terms = torch.einsum("pmn,Mmk->pMnk", polynomials, coupling)
     index = products(blocks.dim, degree)[:, columns]
-    result = torch.zeros(
-        *terms.shape[:2], len(monomials(blocks.dim, degree)), dtype=torch.float64
-    )
+    result = torch.zeros(*terms.shape[:2], len(monomials(blocks.dim, degree)), dtype=torch.float64)
     return result.index_add(2, index.reshape(-1), terms.flatten(2))
 
 
 def _identity_blocks(blocks: Irreps) -> list[tuple[Irrep, Float64[Tensor, "dim_block dim"]]]:
     """The couplings of degree one: each block itself."""
     identity = torch.eye(blocks.dim, dtype=torch.float64)
-    return [(ir, identity[columns]) for (_, ir), columns in zip(blocks, blocks.slices(), strict=True)]
+    return [(ir, identity[rows]) for (_, ir), rows in zip(blocks, blocks.slices(), strict=True)]
 
 
 def _stack(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .op import symmetric_contraction
+from eqtp.kernels.symmetric_contraction.op import symmetric_contraction
 
 __all__ = ["symmetric_contraction"]

@@ -1,45 +1,31 @@
 """Symmetric contraction in plain PyTorch: small batched products in cache-sized chunks.
 
-With A_0 = 1 every term becomes a monomial of degree n = correlation in d + 1 variables, so that for
-one element and one channel, with the weights w contracted into the couplings first,
-
-    P_M(A) = sum_h c[M, h] A_h1 ... A_hn,        c[M, h] = sum_k w_k coefficient_k[M, h].
-
-Everything comes from the gradient of P, a matrix times the monomials F_f of degree n - 1:
+With the notation of `_tables`: the gradient of the polynomials is a matrix times the monomials of
+degree n - 1, and everything else comes from it,
 
     G[M, i] = dP_M / dA_i = sum_f table[M, i, f] F_f(A),   out_M = 1/n sum_i A_i G[M, i]  (Euler).
 
-out and the gradient in A thus cost one product, which is done in the forward pass; the second
+out and the gradient in A thus cost one product, which is done in the forward pass. The second
 derivative in a direction H costs another, with dF_f = d/dt F_f(A + t H) in the place of F_f.
-
-A component of a real irrep keeps or flips its sign under half turns about the axes. That makes four
-classes; table[M, i, f] vanishes unless the classes of M, i and f multiply to the trivial one, so
-four blocks of a quarter of the rows and columns do the work of the full matrix.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqtp.irreps import Irrep
+from eqtp.kernels.symmetric_contraction._tables import Tables, contraction_tables
+from eqtp.kernels.symmetric_contraction.config import ChunkConfig
 from eqtp.layout import Layout, to_layout
-from eqtp.so3.symmetric_coupling import monomial_index, monomials, products
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-from .config import ChunkConfig
-
 __all__ = ["symmetric_contraction_torch"]
-
-NUM_CLASSES = 4
 
 Spans = Sequence[tuple[int, int]]
 
@@ -56,7 +42,7 @@ def symmetric_contraction_torch(
     channels = problem.num_channels
     if x.shape[0] == 0:
         return x.new_zeros(0, problem.irreps_out.dim)
-    tables = _tables(problem, x.dtype, x.device)
+    tables = contraction_tables(problem, x.dtype, x.device)
     nodes = _Nodes.sort(element, ChunkConfig().node_multiple)
 
     present = weight.index_select(0, nodes.elements).transpose(1, 2)
@@ -66,7 +52,9 @@ def symmetric_contraction_torch(
     a = torch.nn.functional.pad(a, (0, 0, 1, 0), value=1.0)
 
     keep_gradient = torch.is_grad_enabled() and a.requires_grad
-    out: Tensor = _Contraction.apply(a, table, keep_gradient, tables, nodes.spans)
+    out: Tensor = _Contraction.apply(  # type: ignore[no-untyped-call]
+        a, table, keep_gradient, tables, nodes.spans
+    )
     result = out.index_select(2, nodes.scatter).permute(2, 1, 0).reshape(x.shape[0], -1)
     return to_layout(result, problem.irreps_out, "ir_mul", layout)
 
@@ -91,126 +79,19 @@ class _Nodes:
 
     @classmethod
     def sort(cls, element: Int64[Tensor, " num_nodes"], multiple: int) -> _Nodes:
+        """Sorts at least one node."""
         order = element.argsort(stable=True)
         elements, counts = torch.unique_consecutive(element[order], return_counts=True)
         padded = (counts + multiple - 1) // multiple * multiple
         last = padded.cumsum(0)
-        shift = (last - padded) - (counts.cumsum(0) - counts)  # columns minus sorted positions
+        rank = torch.arange(len(order), device=order.device)
+        gap = (last - padded) - (counts.cumsum(0) - counts)  # column minus rank of its first node
         scatter = torch.empty_like(order)
-        scatter[order] = torch.arange(len(order), device=order.device) + shift.repeat_interleave(counts)
+        scatter[order] = rank + gap.repeat_interleave(counts)
         gather = order[counts.cumsum(0) - 1].repeat_interleave(padded)
-        gather[scatter] = torch.arange(len(order), device=order.device)
+        gather[scatter] = rank
         ends = last.tolist()
         return cls(elements, gather, scatter, tuple(zip([0, *ends], ends, strict=False)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Tables:
-    """Constants of a problem in one dtype on one device.
-
-    Rows are the pairs (M, i), columns the monomials of degree n - 1 in the variables A_0 = 1,
-    A_1 ... A_d, both grouped by class and padded to the largest class.
-
-    Attributes:
-        degree: n, the correlation.
-        block_shape: (classes, rows, columns) of a table.
-        paths: [num_paths, classes * rows * columns], the table of each path; 0 where padded.
-        factors: The n - 1 variables of every column; any monomial where padded.
-        position: Row of every pair (M, i), in natural order.
-        row_out: M of every row; 0 where padded.
-        row_in: i of every row; 0 where padded.
-        dim_out: Number of components M.
-    """
-
-    degree: int
-    block_shape: tuple[int, int, int]
-    paths: Float[Tensor, "num_paths table_numel"]
-    factors: tuple[Int64[Tensor, " columns"], ...]
-    paired_factors: Int64[Tensor, " 2*(n-1)*columns"]
-    position: Int64[Tensor, " pairs"]
-    row_out: Int64[Tensor, " rows"]
-    row_in: Int64[Tensor, " rows"]
-    dim_out: int
-
-    @property
-    def num_columns(self) -> int:
-        """Columns of all classes."""
-        return self.block_shape[0] * self.block_shape[2]
-
-
-@functools.lru_cache(maxsize=64)
-def _tables(
-    problem: SymmetricContractionProblem, dtype: torch.dtype, device: torch.device
-) -> _Tables:
-    variables, degree = problem.dim_in + 1, problem.correlation
-    coefficients = _homogeneous_coefficients(problem)
-    class_in = [0, *itertools.chain(*(_half_turns(ir) for _, ir in problem.irreps_in))]
-    class_out = [*itertools.chain(*(_half_turns(ir) for _, ir in problem.irreps_out))]
-    columns: list[list[int]] = [[] for _ in range(NUM_CLASSES)]
-    rows: list[list[tuple[int, int]]] = [[] for _ in range(NUM_CLASSES)]
-    lower = monomials(variables, degree - 1)
-    for column, factors in enumerate(lower.tolist()):
-        columns[functools.reduce(int.__xor__, (class_in[i] for i in factors), 0)].append(column)
-    for m, i in itertools.product(range(problem.dim_out), range(variables)):
-        rows[class_out[m] ^ class_in[i]].append((m, i))
-
-    num_rows, num_columns = max(map(len, rows)), max(map(len, columns))
-    paths = torch.zeros(
-        len(coefficients), NUM_CLASSES, num_rows, num_columns, dtype=torch.float64
-    )
-    position = torch.zeros(problem.dim_out, variables, dtype=torch.int64)
-    row_out = torch.zeros(NUM_CLASSES, num_rows, dtype=torch.int64)
-    row_in = torch.zeros(NUM_CLASSES, num_rows, dtype=torch.int64)
-    column_index = torch.zeros(NUM_CLASSES, num_columns, dtype=torch.int64)
-    higher = monomials(variables, degree)
-    for label in range(NUM_CLASSES):
-        used = torch.tensor(columns[label], dtype=torch.int64)
-        column_index[label, : len(used)] = used
-        for row, (m, i) in enumerate(rows[label]):
-            product = products(variables, degree)[used, i]
-            power = (higher[product] == i).sum(dim=1)
-            paths[:, label, row, : len(used)] = coefficients[:, m, product] * power
-            position[m, i] = label * num_rows + row
-            row_out[label, row], row_in[label, row] = m, i
-    factors = lower[column_index.flatten()].T.contiguous().to(device)
-    return _Tables(
-        degree=degree,
-        block_shape=(NUM_CLASSES, num_rows, num_columns),
-        paths=paths.flatten(1).to(device, dtype),
-        factors=tuple(factors),
-        paired_factors=torch.stack([factors, factors + variables], dim=1).flatten(),
-        position=position.flatten().to(device),
-        row_out=row_out.flatten().to(device),
-        row_in=row_in.flatten().to(device),
-        dim_out=problem.dim_out,
-    )
-
-
-def _homogeneous_coefficients(problem: SymmetricContractionProblem) -> Tensor:
-    """[num_paths, dim_out, num_monomials] for the monomials of full degree in d + 1 variables."""
-    variables, degree = problem.dim_in + 1, problem.correlation
-    rows = []
-    for block, coupling in problem.couplings():
-        ones = torch.zeros(len(coupling.monomials), degree - coupling.degree, dtype=torch.int64)
-        index = monomial_index(torch.cat([ones, coupling.monomials + 1], dim=1), variables)
-        row = torch.zeros(
-            coupling.num_paths, problem.dim_out, math.comb(variables + degree - 1, degree)
-        ).double()
-        row[:, block, index] = coupling.coefficients
-        rows.append(row)
-    return torch.cat(rows)
-
-
-def _half_turns(irrep: Irrep) -> list[int]:
-    """Class of every component: bit 0, sign under a half turn about y; bit 1, about z.
-
-    With the polar axis y and the azimuth from z to x, the component m goes with cos(m phi) for
-    m >= 0 and sin(|m| phi) for m < 0. A half turn about y adds pi to phi: (-1)^m. One about z turns
-    phi and y round: (-1)^(l+m), and once more -1 for a sine. Inversion plays no part.
-    """
-    return [
-        (m % 2) | (((irrep.l + m + (m < 0)) % 2) << 1) for m in range(-irrep.l, irrep.l + 1)
-    ]
 
 
 @dataclass(frozen=True)
@@ -230,7 +111,7 @@ class _Chunk:
     first: bool
 
     @property
-    def of_nodes(self) -> tuple[slice, ..., slice]:
+    def of_nodes(self) -> tuple[slice, EllipsisType, slice]:
         """Index into [C, ..., num_columns]."""
         return self.channels, ..., self.columns
 
@@ -240,7 +121,7 @@ class _Chunk:
         return self.element, self.channels
 
 
-def _chunks(a: Tensor, tables: _Tables, spans: Spans) -> Iterator[_Chunk]:
+def _chunks(a: Tensor, tables: Tables, spans: Spans) -> Iterator[_Chunk]:
     config = ChunkConfig()
     for element, (start, stop) in enumerate(spans):
         step = config.channels(a.shape[0], stop - start, tables.num_columns, a.element_size())
@@ -255,11 +136,11 @@ def _chunks(a: Tensor, tables: _Tables, spans: Spans) -> Iterator[_Chunk]:
 
 
 class _Contraction(torch.autograd.Function):
-    """out = P(A) for A [C, d, N] and table [num_present, C, classes, rows, columns]."""
+    """out = P(A) for A [C, d + 1, N] and table [num_present, C, classes, rows, columns]."""
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, table: Tensor, keep_gradient: bool, tables: _Tables, spans: Spans
+        ctx: Any, a: Tensor, table: Tensor, keep_gradient: bool, tables: Tables, spans: Spans
     ) -> Tensor:
         out = a.new_empty(a.shape[0], tables.dim_out, a.shape[2])
         gradient = None
@@ -281,7 +162,7 @@ class _Contraction(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         a, table, gradient = ctx.saved_tensors
-        grads = _ContractionBackward.apply(
+        grads = _ContractionBackward.apply(  # type: ignore[no-untyped-call]
             a, table, grad, gradient, *ctx.constants, _needed(ctx, 2)
         )
         return (*grads, None, None, None)
@@ -290,7 +171,7 @@ class _Contraction(torch.autograd.Function):
 class _ContractionBackward(torch.autograd.Function):
     """Gradients of <grad, P(A)> in A and in the table, as a differentiable function itself.
 
-        grad_A[i] = sum_M grad_M G[M, i],     grad_table[M, i, f] = 1/n grad_M A_i F_f.
+    grad_A[i] = sum_M grad_M G[M, i],     grad_table[M, i, f] = 1/n grad_M A_i F_f.
     """
 
     @staticmethod
@@ -300,7 +181,7 @@ class _ContractionBackward(torch.autograd.Function):
         table: Tensor,
         grad: Tensor,
         gradient: Tensor | None,
-        tables: _Tables,
+        tables: Tables,
         spans: Spans,
         need: Sequence[bool],
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -358,14 +239,13 @@ def _double_backward(
     gradient: Tensor,
     h: Tensor,
     need: Sequence[bool],
-    tables: _Tables,
+    tables: Tables,
     spans: Spans,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of <h, grad_A> in A, the table and grad.
+    """Gradients of <h, grad_A> in A, the table and grad, with dF, dG the derivatives along h.
 
-        in A_i:   sum_M grad_M dG[M, i],   dG = table dF
-        in table[M, i, f]: grad_M h_i F_f
-        in grad_M: sum_i h_i G[M, i]
+    In A_i: sum_M grad_M dG[M, i], dG = table dF; in table[M, i, f]: grad_M h_i F_f; in grad_M:
+    sum_i h_i G[M, i].
     """
     grad_a = torch.empty_like(a) if need[0] else None
     grad_table = torch.empty_like(table) if need[1] else None
@@ -373,7 +253,8 @@ def _double_backward(
     for chunk in _chunks(a, tables, spans):
         direction = h[chunk.of_nodes]
         if grad_grad is not None:
-            grad_grad[chunk.of_nodes] = (gradient[chunk.of_nodes] * direction.unsqueeze(1)).sum(dim=2)
+            along = gradient[chunk.of_nodes] * direction.unsqueeze(1)
+            grad_grad[chunk.of_nodes] = along.sum(dim=2)
         if grad_a is None and grad_table is None:
             continue
         variables = a[chunk.of_nodes]
@@ -391,37 +272,32 @@ def _composed_double_backward(
     a: Tensor,
     table: Tensor,
     grad: Tensor,
-    grads_out: tuple[Tensor | None, Tensor | None],
+    directions: tuple[Tensor | None, Tensor | None],
     need: Sequence[bool],
-    tables: _Tables,
+    tables: Tables,
     spans: Spans,
 ) -> Sequence[Tensor | None]:
-    """The same and more through autograd: for third derivatives, and gradients of weight gradients."""
+    """Gradients of <directions, (grad_A, grad_table)>, differentiable again, through autograd."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [a, table, grad]
-        out = _composed(a, table, tables, spans)
-        sources = [t for t in (a, table) if t.requires_grad]
-        first = torch.autograd.grad(out, sources, grad, create_graph=True)
-        pairs = [
-            (g, go)
-            for g, go in zip(first, [go for t, go in zip((a, table), grads_out) if t.requires_grad])
-            if go is not None and g.requires_grad
+        of = [
+            t for t, direction in zip((a, table), directions, strict=True) if direction is not None
         ]
-        wanted = [t for t, needed in zip(inputs, need, strict=True) if needed]
-        found = iter(
-            torch.autograd.grad(
-                [g for g, _ in pairs],
-                wanted,
-                [go for _, go in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
+        gradients = torch.autograd.grad(
+            _composed(a, table, tables, spans), of, grad, create_graph=True
         )
-    return [next(found) if needed else None for needed in need]
+        found = torch.autograd.grad(
+            gradients,
+            [t for t, needed in zip((a, table, grad), need, strict=True) if needed],
+            [v for v in directions if v is not None],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    remaining = iter(found)
+    return [next(remaining) if needed else None for needed in need]
 
 
-def _composed(a: Tensor, table: Tensor, tables: _Tables, spans: Spans) -> Tensor:
+def _composed(a: Tensor, table: Tensor, tables: Tables, spans: Spans) -> Tensor:
     """P(A) from differentiable operations of PyTorch."""
     monomials = _monomials(a, tables)
     parts = [
@@ -431,8 +307,8 @@ def _composed(a: Tensor, table: Tensor, tables: _Tables, spans: Spans) -> Tensor
     return (torch.cat(parts, dim=-1) * a.unsqueeze(1)).sum(dim=2) / tables.degree
 
 
-def _monomials(variables: Tensor, tables: _Tables) -> Tensor:
-    """F: [C, d + 1, N] -> [C, classes * columns, N]."""
+def _monomials(variables: Tensor, tables: Tables) -> Tensor:
+    """The monomials F: [C, d + 1, N] -> [C, classes * columns, N]."""
     if not tables.factors:
         return variables.new_ones(variables.shape[0], tables.num_columns, variables.shape[2])
     first, *others = tables.factors
@@ -443,22 +319,23 @@ def _monomials(variables: Tensor, tables: _Tables) -> Tensor:
 
 
 def _monomials_and_derivatives(
-    variables: Tensor, direction: Tensor, tables: _Tables
+    variables: Tensor, direction: Tensor, tables: Tables
 ) -> tuple[Tensor, Tensor]:
     """F and dF = d/dt F(variables + t direction), by the product rule."""
     if not tables.factors:
         ones = _monomials(variables, tables)
         return ones, torch.zeros_like(ones)
     both = torch.cat([variables, direction], dim=1).index_select(1, tables.paired_factors)
-    (result, derivative), *others = (pair.chunk(2, 1) for pair in both.chunk(len(tables.factors), 1))
+    pairs = (pair.chunk(2, dim=1) for pair in both.chunk(len(tables.factors), dim=1))
+    (result, derivative), *others = pairs
     for factor, slope in others:
         derivative = (derivative * factor).addcmul_(result, slope)
         result = result * factor
     return result, derivative
 
 
-def _multiply(table: Tensor, monomials: Tensor, tables: _Tables) -> Tensor:
-    """table [C, classes, rows, columns] times F [C, classes * columns, N] -> [C, M, i, N]."""
+def _multiply(table: Tensor, monomials: Tensor, tables: Tables) -> Tensor:
+    """G = table F: [C, classes, rows, columns], [C, classes * columns, N] -> [C, M, i, N]."""
     channels, _, num_nodes = monomials.shape
     classes, rows, columns = tables.block_shape
     product = torch.bmm(
@@ -469,13 +346,13 @@ def _multiply(table: Tensor, monomials: Tensor, tables: _Tables) -> Tensor:
     return natural.view(channels, tables.dim_out, -1, num_nodes)
 
 
-def _rows(grad: Tensor, components: Tensor, tables: _Tables) -> Tensor:
-    """grad_M components_i for every row (M, i): [C, classes * rows, N]."""
+def _rows(grad: Tensor, components: Tensor, tables: Tables) -> Tensor:
+    """Computes grad_M components_i for every row (M, i): [C, classes * rows, N]."""
     return grad.index_select(1, tables.row_out).mul_(components.index_select(1, tables.row_in))
 
 
 def _add_outer(target: Tensor, rows: Tensor, monomials: Tensor, overwrite: bool) -> None:
-    """target [C, classes, rows, columns] (+)= sum_n rows[..., n] monomials[..., n]."""
+    """Adds to target [C, classes, rows, columns]: sum_n rows[..., n] monomials[..., n]."""
     channels, classes, num_rows, num_columns = target.shape
     left = rows.view(channels * classes, num_rows, -1)
     right = monomials.view(channels * classes, num_columns, -1).transpose(1, 2)
@@ -487,7 +364,7 @@ def _add_outer(target: Tensor, rows: Tensor, monomials: Tensor, overwrite: bool)
 
 
 def _sum_over_out(grad: Tensor, gradient: Tensor) -> Tensor:
-    """sum_M grad[C, M, N] gradient[C, M, d, N], without a temporary of the size of gradient."""
+    """Computes sum_M grad[C, M, N] gradient[C, M, i, N] without a temporary of gradient's size."""
     total = gradient[:, 0] * grad[:, :1]
     for m in range(1, grad.shape[1]):
         total.addcmul_(gradient[:, m], grad[:, m : m + 1])

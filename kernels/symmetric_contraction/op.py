@@ -9,11 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
+from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from eqtp.layout import Layout, check_layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
-
-from ._torch import symmetric_contraction_torch
-from .reference import symmetric_contraction_reference
 
 __all__ = ["BACKENDS", "symmetric_contraction"]
 
