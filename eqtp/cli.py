@@ -47,12 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         command_parser.add_argument(
             "--traceback", action="store_true", help="show where an error was raised"
         )
-        return int(module.run(command_parser.parse_intermixed_args(rest)))
+        return int(module.run(_parse(command_parser, rest)))
     except USER_ERRORS as error:
         if traceback:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Options may stand anywhere, unless the command hands the rest of the line on as it is."""
+    if any(action.nargs == argparse.REMAINDER for action in parser._actions):
+        return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -67,7 +67,10 @@ def _moments(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(
-    sums: Float64[Tensor, " fields"], phase: PhaseConfig, kind: str, counts: Float64[Tensor, " fields"]
+    sums: Float64[Tensor, " fields"],
+    phase: PhaseConfig,
+    kind: str,
+    counts: Float64[Tensor, " fields"],
 ) -> Float64[Tensor, ""]:
     """Weighted sum of mean squares, L = wE mean(dE²) + wF mean(dF²) + wS mean(dS²).
 
