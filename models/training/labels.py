@@ -157,11 +157,10 @@ def _shaped(labels: dict[str, np.ndarray], atoms: Atoms, where: str) -> dict[str
     if "stress" in labels:
         shaped["stress"] = _symmetric(labels["stress"], "stress", where)
     elif "virials" in labels:
-        volume = abs(float(np.linalg.det(atoms.cell.array)))
+        cell = atoms.cell.array
+        volume = abs(float(np.linalg.det(cell)))
         if volume == 0.0:
-            raise ValueError(
-                f"{where}: virials need a cell with a volume, got {atoms.cell.array.tolist()}"
-            )
+            raise ValueError(f"{where}: virials need a cell with a volume, got {cell.tolist()}")
         shaped["stress"] = -_symmetric(labels["virials"], "virials", where) / volume
     return shaped
 

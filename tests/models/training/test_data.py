@@ -52,11 +52,11 @@ def test_the_energy_stays_float64_beside_float32_coordinates():
 
 
 def test_edge_vectors_of_a_periodic_crystal():
-    crystal = bulk("Cu", "fcc", a=3.6)  # triclinic primitive cell, one atom
-    data = from_ase(crystal, 3.7)
+    crystal = bulk("ZnS", "zincblende", a=5.4)  # triclinic primitive cell, two atoms
+    data = from_ase(crystal, 4.0)
     vectors = data.positions[data.edge_dst] - data.positions[data.edge_src] + data.edge_shift
     lengths = vectors.norm(dim=1).sort().values
-    expected = torch.tensor([3.6 / 2**0.5] * 12 + [3.6] * 6)
+    expected = torch.tensor([5.4 * 3**0.5 / 4] * 8 + [5.4 / 2**0.5] * 24)
     torch.testing.assert_close(lengths, expected, atol=TOLERANCES["shift"], rtol=0)
     assert data.pbc.tolist() == [[True, True, True]]
 
