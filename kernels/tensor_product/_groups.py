@@ -116,7 +116,7 @@ class OuterGroup:
             view = self._member_view(self._split(gradient), member)
             member.step.fill_gradient(view, given)
         if slot_a in sums and coupling is not None:
-            self.a.view(sums[slot_a]).baddbmm_(coupling.mT, gradient)
+            self.a.view(sums[slot_a]).add_(torch.bmm(coupling.mT, gradient))
         if slot_b in sums and a is not None:
             self._add_gradient_b(torch.bmm(gradient, a.mT), sums[slot_b])
 

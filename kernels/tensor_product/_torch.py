@@ -60,7 +60,7 @@ class _Plan:
 
     groups: tuple[Group, ...]
     dims: Mapping[str, int]  # columns of each slot
-    numel_per_row: int  # size of operands and intermediates of one row
+    numel_per_row: int  # size of operands (without weights) and intermediates of one row
     options: tuple[torch.dtype, torch.device]
 
 
@@ -74,7 +74,7 @@ def _make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.
         "out": problem.irreps_out.dim,
     }
     largest = max((group.numel_per_row for group in groups), default=0)
-    return _Plan(groups, dims, sum(dims.values()) + largest, (dtype, device))
+    return _Plan(groups, dims, dims["x1"] + dims["x2"] + dims["out"] + largest, (dtype, device))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Form:
         """Derivatives of S in the slots `wanted`; operands that no derivative needs may be None."""
         like = next(x for x in given.values() if x is not None)
         results = {slot: self._allocate(slot, like) for slot in wanted}
-        step = chunk_rows(like.element_size() * self.plan.numel_per_row)
+        step = chunk_rows(like.element_size() * self.plan.numel_per_row, like.device.type)
         for start in range(0, self.num_rows, step):
             rows = slice(start, min(start + step, self.num_rows))
             chunk = {slot: self._read(slot, x, rows) for slot, x in given.items() if x is not None}

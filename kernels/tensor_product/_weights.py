@@ -48,18 +48,14 @@ class WeightStep:
         if weight is None:
             gradient.copy_(out)
         elif self.mixing:
-            gradient.copy_((out @ weight.mT).view(gradient.shape))
+            gradient.copy_(_mix(out, weight.mT).view(gradient.shape))
         else:
             torch.mul(out, weight, out=gradient)
 
     def _add_result(self, pairs: Tensor, weight: Tensor | None, out: Tensor) -> None:
         if self.mixing:
-            if weight is None:
-                out.add_(pairs.sum(2, keepdim=True))
-            elif weight.ndim == 3:
-                out.baddbmm_(pairs.flatten(2), weight)
-            else:
-                out.add_(pairs.flatten(2) @ weight)
+            q = pairs.flatten(2)
+            out.add_(q.sum(2, keepdim=True) if weight is None else _mix(q, weight))
             return
         summed = self._summed()
         if weight is None:
@@ -78,7 +74,7 @@ class WeightStep:
             if sum_weight.ndim == 1:
                 target.addmm_(q.flatten(0, 1).T, out.flatten(0, 1))
             else:
-                torch.bmm(q.mT, out, out=target)
+                target.copy_(torch.bmm(q.mT, out))
         elif sum_weight.ndim == 1:
             target.add_((pairs * out).sum((0, 1)).flatten())
         else:
@@ -100,6 +96,17 @@ class WeightStep:
     def _summed(self) -> list[int]:
         sizes = zip(self.pair_shape, self.out_shape, strict=True)
         return [2 + i for i, (size, kept) in enumerate(sizes) if kept != size]
+
+
+def _mix(x: Tensor, weight: Tensor) -> Tensor:
+    """Product x [rows, k, q] @ weight [q, w] or [rows, q, w], as one call of BLAS.
+
+    Products are written to fresh memory: into a strided result torch multiplies row by row, which
+    took 47 instead of 6 ms for DiffDock's 7128 weights in 1000 rows (1 thread, float32).
+    """
+    if weight.ndim == 3:
+        return torch.bmm(x, weight)
+    return (x.reshape(-1, x.shape[2]) @ weight).view(x.shape[0], x.shape[1], -1)
 
 
 def make_weight_step(problem: TensorProductProblem, path: Path) -> WeightStep:
