@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eqtp.autograd import wanted_gradients
 from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
@@ -146,8 +147,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        needs = wanted_gradients(ctx, ctx.saved_tensors)
         grads = _Gradient.apply(  # type: ignore[no-untyped-call]
-            g.contiguous(), *ctx.saved_tensors, ctx.needs_input_grad[:3], *ctx.where
+            g.contiguous(), *ctx.saved_tensors, needs, *ctx.where
         )
         return (*grads, None, None, None)
 
@@ -169,7 +171,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         v = [None if d is None else d.contiguous() for d in directions]
         grads = _SecondGradient.apply(  # type: ignore[no-untyped-call]
-            *v, *ctx.saved_tensors, ctx.needs_input_grad[:4], *ctx.where
+            *v, *ctx.saved_tensors, wanted_gradients(ctx, ctx.saved_tensors), *ctx.where
         )
         return (*grads, None, None, None, None)
 
