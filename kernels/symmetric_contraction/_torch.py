@@ -40,13 +40,11 @@ def symmetric_contraction_torch(
 ) -> Float[Tensor, "num_nodes dim_out"]:
     """The op on any device, chunked; same arguments as the reference."""
     channels = problem.num_channels
-    if x.shape[0] == 0:
-        return x.new_zeros(0, problem.irreps_out.dim)
     tables = contraction_tables(problem, x.dtype, x.device)
     nodes = _Nodes.sort(element, ChunkConfig().node_multiple)
 
     present = weight.index_select(0, nodes.elements).transpose(1, 2)
-    table = (present @ tables.paths).view(-1, channels, *tables.block_shape)
+    table = (present @ tables.paths).unflatten(2, tables.block_shape)
     rows = to_layout(x, problem.irreps_in, layout, "ir_mul").view(-1, problem.dim_in, channels)
     a = rows.index_select(0, nodes.gather).permute(2, 1, 0)
     a = torch.nn.functional.pad(a, (0, 0, 1, 0), value=1.0)
@@ -55,7 +53,7 @@ def symmetric_contraction_torch(
     out: Tensor = _Contraction.apply(  # type: ignore[no-untyped-call]
         a, table, keep_gradient, tables, nodes.spans
     )
-    result = out.index_select(2, nodes.scatter).permute(2, 1, 0).reshape(x.shape[0], -1)
+    result = out.index_select(2, nodes.scatter).permute(2, 1, 0).reshape(-1, problem.irreps_out.dim)
     return to_layout(result, problem.irreps_out, "ir_mul", layout)
 
 
@@ -79,7 +77,7 @@ class _Nodes:
 
     @classmethod
     def sort(cls, element: Int64[Tensor, " num_nodes"], multiple: int) -> _Nodes:
-        """Sorts at least one node."""
+        """Sorts the nodes."""
         order = element.argsort(stable=True)
         elements, counts = torch.unique_consecutive(element[order], return_counts=True)
         padded = (counts + multiple - 1) // multiple * multiple
@@ -280,6 +278,8 @@ def _composed_double_backward(
     """Gradients of <directions, (grad_A, grad_table)>, differentiable again, through autograd."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, because grad may itself be a function of a and the partial derivative is wanted.
+        a, table, grad = a.view_as(a), table.view_as(table), grad.view_as(grad)
         of = [
             t for t, direction in zip((a, table), directions, strict=True) if direction is not None
         ]
@@ -355,7 +355,7 @@ def _add_outer(target: Tensor, rows: Tensor, monomials: Tensor, overwrite: bool)
     """Adds to target [C, classes, rows, columns]: sum_n rows[..., n] monomials[..., n]."""
     channels, classes, num_rows, num_columns = target.shape
     left = rows.view(channels * classes, num_rows, -1)
-    right = monomials.view(channels * classes, num_columns, -1).transpose(1, 2)
+    right = monomials.reshape(channels * classes, num_columns, -1).transpose(1, 2)
     flat = target.view(channels * classes, num_rows, num_columns)
     if overwrite:
         torch.bmm(left, right, out=flat)

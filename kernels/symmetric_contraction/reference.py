@@ -41,5 +41,5 @@ def symmetric_contraction_reference(
         for _ in range(coupling.degree - 1):
             term = torch.einsum("nc...i,nic->nc...", term, rows)
         out[:, block] += term.transpose(1, 2)
-    result = out.view(x.shape[0], -1)
+    result = out.flatten(1)
     return to_layout(result, problem.irreps_out, "ir_mul", layout)

@@ -1,0 +1,263 @@
+"""The fast symmetric contraction against its definition: values and three orders of gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from eqtp.kernels.symmetric_contraction import _torch as kernel
+from eqtp.kernels.symmetric_contraction import symmetric_contraction
+from eqtp.kernels.symmetric_contraction.config import ChunkConfig
+from eqtp.layout import Layout
+from eqtp.symmetric_problem import SymmetricContractionProblem
+
+TOLERANCES = {
+    torch.float64: 1e-12,  # sums of at most a few thousand terms of size one; 2e-15 measured
+    torch.float32: 2e-5,  # the same sums; 2e-6 measured
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A contraction and a number of nodes; "C" in the irreps stands for the multiplicity."""
+
+    irreps_in: str
+    irreps_out: str
+    correlation: int
+    channels: int
+    num_nodes: int = 7
+
+    @property
+    def problem(self) -> SymmetricContractionProblem:
+        def expand(irreps: str) -> str:
+            return "+".join(f"{self.channels}x{ir}" for ir in irreps.split("+"))
+
+        return SymmetricContractionProblem.from_irreps(
+            expand(self.irreps_in), expand(self.irreps_out), self.correlation
+        )
+
+
+CASES = {
+    "mace": Case("0e+1o+2e+3o", "0e+1o", 3, channels=3, num_nodes=37),
+    "lmax_2_to_2e": Case("0e+1o+2e", "0e+1o+2e", 3, channels=5),
+    "linear": Case("0e+1o+2e", "1o+0e", 1, channels=5),
+    "quadratic": Case("0e+1o+2e", "2e+0e", 2, channels=1),
+    "quartic": Case("0e+1o+2e", "0e+1o", 4, channels=2),
+    "mixed_parity": Case("0e+0o+1o+1e", "0e+1o+1e+0o", 3, channels=3),
+    "repeated": Case("1o+0e+1o", "1o+1o", 3, channels=2),
+    "no_scalar": Case("2e", "2e+4e", 2, channels=1),
+    "without_path": Case("0e+2e", "1o+0e", 2, channels=3),  # 1o is always zero
+    "one_node": Case("0e+1o", "0e+1o", 3, channels=4, num_nodes=1),
+    "no_node": Case("0e+1o", "0e+1o", 3, channels=4, num_nodes=0),
+}
+SMALL = ("lmax_2_to_2e", "linear", "mixed_parity", "quartic")
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def operands(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight, element; of five elements, numbers 1 and 4 are absent."""
+    problem = case.problem
+    x = torch.randn(case.num_nodes, problem.irreps_in.dim, dtype=dtype, requires_grad=True)
+    weight = torch.randn(5, problem.num_paths, case.channels, dtype=dtype, requires_grad=True)
+    element = torch.tensor([0, 2, 3])[torch.randint(3, (case.num_nodes,))]
+    return x, weight, element
+
+
+def assert_relative(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
+    scale = max(1.0, float(expected.detach().abs().max()) if expected.numel() else 0.0)
+    tolerance = TOLERANCES[actual.dtype] * scale * factor
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_first_gradients_equal_the_definition(
+    case: Case, layout: Layout, dtype: torch.dtype
+) -> None:
+    x, weight, element = operands(case, dtype)
+    direction = torch.randn(case.num_nodes, case.problem.irreps_out.dim, dtype=dtype)
+    results = []
+    for backend in ("torch", "reference"):
+        out = symmetric_contraction(
+            x, weight, element, case.problem, layout=layout, backend=backend
+        )
+        results.append((out, *torch.autograd.grad(out, (x, weight), direction)))
+    for fast, slow in zip(*results, strict=True):
+        assert fast.dtype == dtype
+        assert_relative(fast, slow)
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_training_on_forces_equals_the_definition(case: Case, layout: Layout) -> None:
+    x, weight, element = operands(case)
+    direction = torch.randn(case.num_nodes, case.problem.irreps_out.dim)
+    results = []
+    for backend in ("torch", "reference"):
+        out = symmetric_contraction(
+            x, weight, element, case.problem, layout=layout, backend=backend
+        )
+        energy = (out * direction).sum() + out.square().sum()  # a gradient that depends on x
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        loss = force.square().sum() + energy
+        results.append(torch.autograd.grad(loss, (x, weight)))
+    for fast, slow in zip(*results, strict=True):
+        assert_relative(fast, slow, factor=10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_third_derivatives_equal_the_definition(name: str) -> None:
+    case = CASES[name]
+    x, weight, element = operands(case)
+    results = []
+    for backend in ("torch", "reference"):
+        out = symmetric_contraction(x, weight, element, case.problem, backend=backend)
+        first = torch.autograd.grad(out.square().sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(
+            sum(g.square().sum() for g in first), (x, weight), create_graph=True
+        )
+        results.append(torch.autograd.grad(sum(g.sum() for g in second), (x, weight)))
+    for fast, slow in zip(*results, strict=True):
+        assert_relative(fast, slow, factor=10)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("0e+1o", "0e+1o", 3, channels=1, num_nodes=2),
+        Case("0e+1o", "1o", 2, channels=1, num_nodes=2),
+        Case("1o+0o", "0e", 4, channels=1, num_nodes=2),
+    ],
+    ids=lambda case: f"degree_{case.correlation}",
+)
+def test_gradcheck_and_gradgradcheck(case: Case) -> None:
+    x, weight, element = operands(case)
+    weight = weight.detach()[element.unique()].requires_grad_()
+    element = element.unique(return_inverse=True)[1]
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return symmetric_contraction(x, weight, element, case.problem)
+
+    assert torch.autograd.gradcheck(function, (x, weight))
+    assert torch.autograd.gradgradcheck(function, (x, weight))
+
+
+def test_gradients_of_one_operand_alone_are_the_same() -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    direction = torch.randn(case.num_nodes, case.problem.irreps_out.dim)
+
+    def out(x: Tensor, weight: Tensor) -> Tensor:
+        return symmetric_contraction(x, weight, element, case.problem)
+
+    both = torch.autograd.grad(out(x, weight), (x, weight), direction)
+    for pair, index in (((x, weight.detach()), 0), ((x.detach(), weight), 1), ((x, weight), 1)):
+        (alone,) = torch.autograd.grad(out(*pair), pair[index], direction)
+        assert_relative(alone, both[index])
+
+
+def test_forces_do_not_compute_gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    calls = []
+    original = kernel._add_outer
+    monkeypatch.setattr(kernel, "_add_outer", lambda *a: (calls.append(1), original(*a)))
+    out = symmetric_contraction(x, weight, element, case.problem)
+    (force,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    assert not calls
+    (force.sum() + out.sum()).backward()
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ChunkConfig(node_multiple=1, max_nodes=1, max_bytes=1),
+        ChunkConfig(node_multiple=4, max_nodes=8, max_bytes=1 << 12),
+        ChunkConfig(node_multiple=32, max_nodes=4096, max_bytes=1 << 30),
+    ],
+)
+def test_results_do_not_depend_on_the_chunks(
+    config: ChunkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+
+    def everything() -> tuple[Tensor, ...]:
+        out = symmetric_contraction(x, weight, element, case.problem)
+        (force,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return (out, force, *torch.autograd.grad(force.square().sum(), (x, weight)))
+
+    expected = everything()
+    monkeypatch.setattr(kernel, "ChunkConfig", lambda: config)
+    for actual, wanted in zip(everything(), expected, strict=True):
+        assert_relative(actual, wanted)
+
+
+def test_permuted_nodes_give_permuted_results() -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    order = torch.randperm(case.num_nodes)
+    out = symmetric_contraction(x, weight, element, case.problem)
+    permuted = symmetric_contraction(x[order], weight, element[order], case.problem)
+    assert_relative(permuted, out[order])
+
+
+def test_nodes_of_one_element_are_independent_of_the_others() -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    out = symmetric_contraction(x, weight, element, case.problem)
+    chosen = element == 2
+    alone = symmetric_contraction(x[chosen], weight, element[chosen], case.problem)
+    assert_relative(alone, out[chosen])
+    assert not torch.allclose(
+        symmetric_contraction(x, weight, (element + 1) % 5, case.problem), out
+    )
+
+
+def test_inference_mode_before_training() -> None:
+    problem = SymmetricContractionProblem.from_irreps("2x0e+2x1o+2x1e", "2x1e", 2)
+    x, weight = torch.randn(4, 14), torch.randn(1, problem.num_paths, 2)
+    element = torch.zeros(4, dtype=torch.int64)
+    with torch.inference_mode():
+        expected = symmetric_contraction(x, weight, element, problem)
+    x.requires_grad_()
+    weight.requires_grad_()
+    out = symmetric_contraction(x, weight, element, problem)
+    out.square().sum().backward()
+    assert_relative(out, expected.clone())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(3, 4)}, ValueError, r"x must have shape \(num_nodes, 8\)"),
+        ({"x": torch.zeros(3, 8).float()}, TypeError, "one floating dtype"),
+        ({"weight": torch.zeros(2, 1, 2)}, ValueError, r"num_elements, 5 paths, 2 channels"),
+        ({"element": torch.zeros(3)}, TypeError, "int64 indices, got torch.float"),
+        ({"element": torch.zeros(3, 2).long()}, ValueError, "one index per node"),
+        ({"element": torch.tensor([0, 1, 2])}, ValueError, r"\[0, 2\).* values from 0 to 2"),
+        ({"element": torch.tensor([0, -1, 0])}, ValueError, r"\[0, 2\).* values from -1 to 0"),
+        ({"layout": "ir"}, ValueError, "layout must be one of"),
+        ({"backend": "triton"}, NotImplementedError, "no kernel for 'symmetric_contraction'"),
+        ({"backend": "fast"}, ValueError, "backend must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    problem = SymmetricContractionProblem.from_irreps("2x0e+2x1o", "2x0e+2x1o", 2)
+    arguments = {
+        "x": torch.zeros(3, 8),
+        "weight": torch.zeros(2, problem.num_paths, 2),
+        "element": torch.tensor([0, 1, 1]),
+        "problem": problem,
+    }
+    with pytest.raises(error, match=message):
+        symmetric_contraction(**(arguments | change))
