@@ -109,7 +109,7 @@ def training_step(model: nn.Module, data: Any) -> Callable[[], None]:
         output = model(data)
         energy_loss = torch.nn.functional.mse_loss(output["energy"], data.energy.double())
         force_loss = torch.nn.functional.mse_loss(output["forces"], data.forces)
-        torch.autograd.backward(energy_loss + FORCES_WEIGHT * force_loss)
+        torch.autograd.backward(energy_loss + FORCES_WEIGHT * force_loss, inputs=parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
 

@@ -165,8 +165,7 @@ def _match_couplings(ours: ProductBasis, theirs: Any) -> None:
                 contraction.weights_max if order == top else contraction.weights[top - 1 - order]
             )
             coupling = getattr(contraction, f"U_matrix_{order}")
-            ours.symmetric_contractions.set_mace_coupling(index, order, coupling)
-            ours.symmetric_contractions.weight(index, order).copy_(weight)
+            ours.symmetric_contractions.set_coupling(index, order, coupling, weight)
 
 
 def _compare(ours: MACE, theirs: nn.Module) -> None:
