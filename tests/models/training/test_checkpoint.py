@@ -24,7 +24,7 @@ def state(step: int = 0) -> dict[str, Any]:
     return {"weight": torch.arange(50.0), "position": {"step": step}, "names": ["a", "b"]}
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "run")
 

@@ -20,7 +20,7 @@ PHASE = PhaseConfig(energy_weight=2.0, forces_weight=30.0)
 TOLERANCES = {"rtol": 1e-13, "atol": 0.0}  # a few float64 roundings
 
 
-@pytest.fixture()
+@pytest.fixture
 def structures(frames: Callable[[int], list[Atoms]]) -> list[Structure]:
     made = frames(5)
     labels = made[4].calc.results

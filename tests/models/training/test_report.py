@@ -33,7 +33,7 @@ def evaluation(name: str, forces_error: float = 0.01) -> Evaluation:
     return Evaluation(name, 50, values, labels, predictions)
 
 
-@pytest.fixture()
+@pytest.fixture
 def report() -> Report:
     sets = ["300K (mixedT hold-out)", "600K (mixedT hold-out)", "other"]
     note = "mixedT hold-out, not the official test set"

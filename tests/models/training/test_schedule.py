@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_cosine_falls_step_by_step_over_its_phase() -> None:
     values = [rates.lr(epoch, batch) for epoch in range(10) for batch in range(4)]
     assert values[0] == 0.1
     assert values[20] == pytest.approx(0.05)
-    assert all(a > b > 0 for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(values))
     assert values[-1] < 0.001
 
 

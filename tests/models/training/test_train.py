@@ -24,7 +24,7 @@ Rows = list[dict[str, float]]
 Train = Callable[..., tuple[nn.Module, RunDirectory]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def train(
     frames: Callable[[int], list[Atoms]],
     make_config: Callable[..., Config],
@@ -56,7 +56,7 @@ class Interrupted(Exception):
     """Stands for a process that ends at once."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Lets training die within the given optimiser step."""
     original = TrainingModule.training_step
