@@ -121,8 +121,8 @@ def test_absent_couplings_of_mace_are_read() -> None:
     target = SymmetricContraction("2x0e+2x1o", "2x2e", 2, 1, basis="mace")
     assert target.weight(0, 1).shape == (1, 0, 2)
     target.set_coupling(0, 1, torch.zeros(5, 4, 1), torch.zeros(1, 1, 2))
+    u = nested_coupling(target.irreps_in, target.irreps_out[0].ir, 2).dense()
     with pytest.raises(ValueError, match="must have the 1 paths of block 0, degree 2"):
-        u = nested_coupling(target.irreps_in, target.irreps_out[0].ir, 2).dense()
         target.set_coupling(0, 2, u.repeat_interleave(2, dim=-1), torch.zeros(1, 2, 2))
     with pytest.raises(ValueError, match=r"weight must have shape \(1, 3, 2\)"):
         target.set_coupling(0, 2, torch.zeros(5, 4, 4, 3), torch.zeros(1, 1, 2))
