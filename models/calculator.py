@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from torch import nn
 
+SKIN = 0.5
+"""Å. 3BPA at 300 K outruns it in 15 fs (30 steps), so that a build of 0.4 ms costs 0.014 ms a step;
+a skin of 1 Å lasts 40 fs, but filtering its pairs costs 0.06 ms more at every step (one core)."""
+
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Rows and columns of xx, yy, zz, yz, xz, xy: ASE's order of the stress."""
 
@@ -129,7 +133,7 @@ class VerletList:
         )
 
 
-class Calculator(AseCalculator):  # type: ignore[misc]
+class Calculator(AseCalculator):
     """A potential for ASE: energy, free energy, forces, stress (periodic) and atomic energies.
 
     Energies and forces are always computed, the stress with them whenever the structure is
@@ -166,7 +170,7 @@ class Calculator(AseCalculator):  # type: ignore[misc]
         device: torch.device | str = "auto",
         dtype: torch.dtype | str | None = None,
         *,
-        skin: float = 0.5,
+        skin: float = SKIN,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if device == "auto":

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -134,7 +134,8 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     floating = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
     dtype = floating[0] if floating else torch.get_default_dtype()
     # Which kernels run is a matter of the machine, not of the model: a file opens anywhere.
-    hyperparameters = {k: v for k, v in model.hyperparameters.items() if k != "backend"}
+    given = cast("dict[str, Any]", model.hyperparameters)
+    hyperparameters = {key: value for key, value in given.items() if key != "backend"}
     description = {
         "format": FORMAT,
         "class": name,

@@ -166,7 +166,7 @@ def _draw_momenta(atoms: Atoms, temperature: float, rng: np.random.Generator) ->
     """Momenta from the Maxwell-Boltzmann distribution, p_i ~ N(0, m_i kB T)."""
     from ase import units
 
-    masses = atoms.get_masses()[:, None]  # type: ignore[no-untyped-call]
+    masses = atoms.get_masses()[:, None]
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
     atoms.set_momenta(momenta)  # type: ignore[no-untyped-call]
 
@@ -177,7 +177,7 @@ def _remove_rigid_motion(atoms: Atoms) -> int:
     The angular velocity w solves I w = L with the inertia tensor I, whose null space for a linear
     molecule is left out by the pseudo-inverse.
     """
-    masses = atoms.get_masses()[:, None]  # type: ignore[no-untyped-call]
+    masses = atoms.get_masses()[:, None]
     momenta = atoms.get_momenta()  # type: ignore[no-untyped-call]
     velocities = momenta / masses - momenta.sum(axis=0) / masses.sum()
     rotations = 0
@@ -288,7 +288,7 @@ def _with_progress(
     run: Iterator[Any], steps: int, recorder: _Recorder, progress: bool
 ) -> Iterator[int]:
     """Step numbers 0 .. steps while `run` proceeds, under a bar with the time left."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     with tqdm(total=steps, unit="step", disable=not progress, dynamic_ncols=True) as bar:
         for step, _ in enumerate(run):

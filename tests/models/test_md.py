@@ -74,7 +74,7 @@ def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
     atoms.calc, fresh = cached, Calculator(morse, skin=0.0)
     run = md._integrator(atoms, "nvt", 2000.0, 1.0, 0.05, np.random.default_rng(0))
     for _ in run.irun(100):
-        expected = fresh.get_property("forces", atoms)  # type: ignore[no-untyped-call]
+        expected = fresh.get_property("forces", atoms)
         assert np.abs(atoms.get_forces() - expected).max() < TOLERANCES["age"]
     assert fresh.verlet_list.num_builds == 101
     assert 1 < cached.verlet_list.num_builds < 40
