@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from eqtp.autograd import wanted_gradients
 from eqtp.graph import Graph
 from eqtp.problem import TensorProductProblem
 
@@ -175,8 +176,10 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = dict(zip(SLOTS, ctx.saved_tensors, strict=True))
-        needed = [slot for slot, need in zip(SLOTS, ctx.needs_input_grad[2:], strict=True) if need]
+        operands = ctx.saved_tensors
+        given = dict(zip(SLOTS, operands, strict=True))
+        needs = wanted_gradients(ctx, operands)
+        needed = [slot for slot, need in zip(SLOTS, needs, strict=True) if need]
         total: dict[str, Tensor] = {}
         for exchanged, grad in zip(ctx.wanted, grads, strict=True):
             wanted = tuple(slot for slot in needed if slot != exchanged)
