@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class MaceTorch(nn.Module):
         super().__init__()
         from eqtp.irreps import Irreps  # before mace: registers what e3nn 0.4.4 loads
 
-        with contextlib.redirect_stdout(io.StringIO()):  # mace prints what is not installed
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is not installed
             from mace.modules import ScaleShiftMACE, interaction_classes
 
         block = interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -91,7 +92,9 @@ class MaceTorch(nn.Module):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            self.mace = ScaleShiftMACE(**(options | mace_options))
+            with warnings.catch_warnings():  # a page of them from e3nn's TorchScript
+                warnings.simplefilter("ignore")
+                self.mace = ScaleShiftMACE(**(options | mace_options))
         finally:
             torch.set_default_dtype(default)
         self.atomic_numbers = list(atomic_numbers)
