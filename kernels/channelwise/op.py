@@ -27,7 +27,7 @@ IMPLEMENTED = ("torch", "reference")
 
 def supports(problem: TensorProductProblem) -> bool:
     """Whether every path is "uvu" with one channel in x2, as in MACE, NequIP and SevenNet."""
-    return all(
+    return len(problem.paths) > 0 and all(
         path.mode == "uvu" and problem.irreps_in2[path.i_in2].mul == 1 for path in problem.paths
     )
 

@@ -70,6 +70,9 @@ CASES = {
     ),
     "odd_parity": Case("7x2o", "1e+2o", "7x3e", ((0, 1, 0, "uvu", True),)),
     "unweighted": Case("2x1o", "1o", "2x2e", ((0, 0, 0, "uvu", False),)),
+    "no_weights_and_order": Case(  # an order of weights that is not that of the blocks
+        "2x0e+2x1o", "0e+1o", "2x0e+2x1o", ((1, 1, 0, "uvu", True), (0, 1, 1, "uvu", True))
+    ),
     "empty_block": Case("0x0e+2x1o", "1o", "2x0e", ((1, 0, 0, "uvu", True),)),
     "no_edges": Case("2x1o", "1o", "2x0e", ((0, 0, 0, "uvu", True),), num_edges=0),
     "one_edge": Case("2x1o", "1o", "2x0e", ((0, 0, 0, "uvu", True),), 1, 1, 1),
