@@ -245,7 +245,10 @@ class _GradientSums:
         graph: Graph | None,
     ) -> None:
         need_g, need_x, need_y, need_w = needs
-        self.plan, self.w, self.need_w = plan, w, need_w and w is not None
+        self.plan = plan
+        self.w: Tensor | None = None
+        if need_w and w is not None:  # every row is written once, shared weights are summed
+            self.w = torch.zeros_like(w) if w.shape[0] == 1 else torch.empty_like(w)
         self.g = _zero_outputs(y, plan, graph) if need_g else None
         self.x = [torch.zeros_like(block) for block in inputs] if need_x else None
         self.y = torch.zeros_like(y) if need_y else None
@@ -267,13 +270,14 @@ class _GradientSums:
             chunk.add_to_sender(self.x[b], x)
         if self.y is not None and y is not None:
             self.y[chunk.rows] += y
-        if self.need_w and self.w is not None:
+        if self.w is not None:
             block = self.plan.blocks[b]
             num_rows = chunk.rows.stop - chunk.rows.start
             if w is None:
                 w = self.w.new_zeros(num_rows, block.num_paths, block.mul)
-            w = w.view(num_rows, -1, self.plan.unit)
-            self.parts.append(w.sum(0, keepdim=True) if self.w.shape[0] == 1 else w)
+            self.parts.append(w.view(num_rows, -1, self.plan.unit))
+            if len(self.parts) == len(self.plan.blocks):
+                self._write_weight(self.w, chunk)
 
     def joined(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients in g, x, y and w, in the operands' own order."""
@@ -281,20 +285,20 @@ class _GradientSums:
             None if self.g is None else _join_output(self.g, self.plan),
             None if self.x is None else _join_input(self.x, x, self.plan),
             self.y,
-            self._joined_weight() if self.need_w and self.w is not None else None,
+            self.w,
         )
 
-    def _joined_weight(self) -> Tensor:
-        assert self.w is not None
-        num_blocks = len(self.plan.blocks)
-        if not self.parts:
-            return torch.zeros_like(self.w)
-        rows = []
-        for start in range(0, len(self.parts), num_blocks):
-            parts = self.parts[start : start + num_blocks]
-            units = parts[0] if num_blocks == 1 else torch.cat(parts, 1)
-            rows.append(_select(units, self.plan.unit_order).flatten(1))
-        return torch.stack(rows).sum(0) if self.w.shape[0] == 1 else torch.cat(rows)
+    def _write_weight(self, grad_w: Tensor, chunk: _Chunk) -> None:
+        """All blocks' gradients of a chunk, in the order of the flat weight."""
+        units = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
+        self.parts.clear()
+        target = grad_w.view(len(grad_w), -1, self.plan.unit)
+        if len(grad_w) == 1:
+            target += _select(units, self.plan.unit_order).sum(0)
+        elif self.plan.unit_order is None:
+            target[chunk.rows] = units
+        else:
+            torch.index_select(units, 1, self.plan.unit_order, out=target[chunk.rows])
 
 
 def _select(units: Tensor, order: Tensor | None) -> Tensor:
