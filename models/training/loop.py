@@ -111,5 +111,6 @@ def make_trainer(training: TrainingConfig, *, max_epochs: int, callbacks: list[A
 def _ddp_strategy() -> DDPStrategy:
     """DDP that does not send buffers with every step: here they are constants."""
     known = inspect.signature(DistributedDataParallel).parameters
-    newer = "forward_sync_buffers" in known  # torch >= 2.13 deprecates the other name
-    return DDPStrategy(**{"forward_sync_buffers" if newer else "broadcast_buffers": False})
+    if "forward_sync_buffers" in known:  # torch >= 2.13, which deprecates the other name
+        return DDPStrategy(forward_sync_buffers=False)
+    return DDPStrategy(broadcast_buffers=False)

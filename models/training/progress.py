@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from eqtp.models.training.lightning_module import TrainingModule
 from eqtp.models.training.recorder import Recorder

@@ -33,7 +33,7 @@ class PairPotential(nn.Module):
         self.register_buffer("centers", torch.linspace(0.5, r_max, 8))
 
     def weight_decay_parameters(self) -> list[nn.Parameter]:
-        return [self.radial.weight]
+        return list(self.radial.parameters())
 
     def forward(
         self, data: Any, *, compute_forces: bool = True, compute_stress: bool = False
@@ -78,7 +78,7 @@ def frames() -> Callable[[int], list[Atoms]]:
             forces, energy = np.zeros((3, 3)), -5.0
             for hydrogen in (1, 2):
                 vector = positions[hydrogen] - positions[0]
-                length = np.linalg.norm(vector)
+                length = float(np.linalg.norm(vector))
                 energy += 5.0 * (length - 0.96) ** 2
                 force = -10.0 * (length - 0.96) * vector / length
                 forces[hydrogen] += force

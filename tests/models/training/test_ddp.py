@@ -35,7 +35,7 @@ def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(
-    tmp_path: Path, frames: Callable[[int], list[Atoms]]
+    tmp_path: Path, frames: Callable[..., list[Atoms]]
 ) -> None:
     pairs = []
     for first, second in zip(frames(8, 1), frames(8, 2), strict=True):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ase import Atoms
@@ -101,7 +102,7 @@ def test_three_kills_leave_no_trace(folder: Path) -> None:
     for name in ("errors.md", "curves.png", "parity_energy.png", "parity_forces.png"):
         assert str(Path("whole/report") / name) in report
         assert (folder / "whole/report" / name).is_file()
-    model = eqtp.models.load(folder / "whole/model.safetensors")
+    model: Any = eqtp.models.load(folder / "whole/model.safetensors")
     assert model.hyperparameters["hidden_irreps"] == "4x0e+4x1o"
 
 

@@ -204,7 +204,7 @@ def test_weight_decay_acts_on_the_named_weights_only(
     groups = module.configure_optimizers().param_groups
     assert [group["weight_decay"] for group in groups] == [0.125, 0.0]
     assert [len(group["params"]) for group in groups] == [1, 5]
-    assert groups[0]["params"][0] is model.radial.weight
+    assert groups[0]["params"][0] is model.get_parameter("radial.weight")
     assert all(group["amsgrad"] for group in groups)
 
 
