@@ -20,7 +20,14 @@ COMMANDS = {
 }
 
 # What wrong input raises: shown as one line. Anything else is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, NotImplementedError, ImportError, FloatingPointError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotImplementedError,
+    ImportError,
+    FloatingPointError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
