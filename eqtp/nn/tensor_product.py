@@ -181,6 +181,18 @@ class TensorProduct(nn.Module):
             ValueError: A shape breaks the rules, or weights are missing or given twice.
             TypeError: Operands differ in dtype or device.
         """
+        if radial is not None and self.family == "channelwise" and graph is not None:
+            self._check_radial(weight, radial)
+            return channelwise_tensor_product(
+                x1,
+                x2,
+                None,
+                self.problem,
+                radial=radial,
+                graph=graph,
+                layout=self.layout,
+                backend=self.backend,
+            )
         weight = self._resolve_weight(weight, radial)
         if graph is not None:
             return self._product(x1, x2, weight, graph)
@@ -208,15 +220,8 @@ class TensorProduct(nn.Module):
         self, weight: Tensor | None, radial: tuple[Tensor, Tensor] | None
     ) -> Tensor | None:
         if radial is not None:
-            if weight is not None:
-                raise ValueError("give weight or radial=(hidden, matrix), got both")
-            hidden, matrix = radial
-            if matrix.shape != (hidden.shape[-1], self.weight_numel):
-                raise ValueError(
-                    f"radial=(hidden [rows, H], matrix [H, {self.weight_numel}]) must fit each "
-                    f"other, got shapes {tuple(hidden.shape)} and {tuple(matrix.shape)}"
-                )
-            return hidden @ matrix
+            self._check_radial(weight, radial)
+            return radial[0] @ radial[1]
         if weight is None:
             weight = self.weight
         if weight is not None and weight.ndim < 2 and not self.shared_weights:
@@ -225,6 +230,16 @@ class TensorProduct(nn.Module):
                 f"(shared_weights=False), got shape {tuple(weight.shape)}"
             )
         return weight
+
+    def _check_radial(self, weight: Tensor | None, radial: tuple[Tensor, Tensor]) -> None:
+        if weight is not None:
+            raise ValueError("give weight or radial=(hidden, matrix), got both")
+        hidden, matrix = radial
+        if matrix.shape != (hidden.shape[-1], self.weight_numel):
+            raise ValueError(
+                f"radial=(hidden [rows, H], matrix [H, {self.weight_numel}]) must fit each "
+                f"other, got shapes {tuple(hidden.shape)} and {tuple(matrix.shape)}"
+            )
 
     def effective_path_weights(
         self, weight: Float[Tensor, "*rows weight_numel"] | None = None

@@ -45,8 +45,8 @@ class Block:
         dim: 2 l1 + 1.
         mul: Number of channels.
         out: Columns of the flat result, path after path.
-        weight_units: Which units of the flat weight are this block's, path after path; None where
-            all are, in order.
+        weight_units: Which units of the flat weight are this block's, path after path; a slice
+            where they are side by side, which spares a copy.
         row_path: The path p of every row (p, k).
         coupling: C, [dim2, rows * dim], or for a scalar block spread out as [dim2, rows * paths].
         path_sum: [paths, rows], one where a row belongs to a path.
@@ -56,7 +56,7 @@ class Block:
     dim: int
     mul: int
     out: tuple[slice, ...]
-    weight_units: Tensor | None
+    weight_units: slice | Tensor
     row_path: Tensor
     coupling: Tensor
     path_sum: Tensor

@@ -33,8 +33,8 @@ class Plan:
         blocks: The blocks of x1 that some path reads.
         dim_out: Columns of the result.
         unit: Greatest common divisor of the multiplicities: weights move in units of this many.
-        unit_order: Order that sorts the blocks' units to those of the flat weight; None where they
-            are sorted.
+        unit_order: Order that sorts the blocks' units to those of the flat weight; None where each
+            block has its units side by side.
         has_unweighted: Whether a path has no weight; it then reads a unit after the last.
     """
 
@@ -73,27 +73,25 @@ def make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.d
                 dim=ir.dim,
                 mul=mul,
                 out=tuple(out.slices()[path.i_out] for path in mine),
-                weight_units=_order(units, num_units, device),
+                weight_units=_side_by_side(units, num_units) or torch.tensor(units, device=device),
                 row_path=torch.repeat_interleave(torch.tensor(dims)).to(device),
                 coupling=coupling.flatten(1).to(device, dtype),
                 path_sum=path_sum.to(device, dtype),
             )
         )
     position = {index: rank for rank, index in enumerate(order)}
-    return Plan(
-        blocks=tuple(blocks),
-        dim_out=out.dim,
-        unit=unit,
-        unit_order=_order([position[i] for i in range(num_units)], len(order), device),
-        has_unweighted=not all(path.has_weight for path in paths),
-    )
+    unit_order = None
+    if not all(isinstance(block.weight_units, slice) for block in blocks):
+        unit_order = torch.tensor([position[i] for i in range(num_units)]).to(device)
+    has_unweighted = not all(path.has_weight for path in paths)
+    return Plan(tuple(blocks), out.dim, unit, unit_order, has_unweighted)
 
 
-def _order(order: Sequence[int], length: int, device: torch.device) -> Tensor | None:
-    """An order of `length` things as a tensor, None where it changes nothing."""
-    if list(order) == list(range(length)):
-        return None
-    return torch.tensor(order, dtype=torch.long, device=device)
+def _side_by_side(units: list[int], num_units: int) -> slice | None:
+    """The units as a slice where they are weights that follow one another."""
+    first, last = units[0], units[-1]
+    follow = units == list(range(first, last + 1)) and last < num_units
+    return slice(first, last + 1) if follow else None
 
 
 def _coupling(paths: Sequence[Path], problem: TensorProductProblem) -> Tensor:
@@ -275,9 +273,26 @@ class _GradientSums:
             num_rows = chunk.rows.stop - chunk.rows.start
             if w is None:
                 w = self.w.new_zeros(num_rows, block.num_paths, block.mul)
-            self.parts.append(w.view(num_rows, -1, self.plan.unit))
-            if len(self.parts) == len(self.plan.blocks):
-                self._write_weight(self.w, chunk)
+            w = w.view(num_rows, -1, self.plan.unit)
+            if len(self.w) == 1:
+                w = w.sum(0, keepdim=True)
+            units = self.w.view(len(self.w), -1, self.plan.unit)
+            units = units if len(self.w) == 1 else units[chunk.rows]
+            if self.plan.unit_order is None:
+                self._write_units(units[:, block.weight_units], w)
+            else:
+                self.parts.append(w)
+                if len(self.parts) == len(self.plan.blocks):
+                    joined = torch.cat(self.parts, 1).index_select(1, self.plan.unit_order)
+                    self._write_units(units, joined)
+                    self.parts.clear()
+
+    def _write_units(self, target: Tensor, units: Tensor) -> None:
+        """Shared weights are summed over chunks, others are written once."""
+        if len(target) == 1:
+            target += units
+        else:
+            target.copy_(units)
 
     def joined(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients in g, x, y and w, in the operands' own order."""
@@ -287,22 +302,6 @@ class _GradientSums:
             self.y,
             self.w,
         )
-
-    def _write_weight(self, grad_w: Tensor, chunk: _Chunk) -> None:
-        """All blocks' gradients of a chunk, in the order of the flat weight."""
-        units = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
-        self.parts.clear()
-        target = grad_w.view(len(grad_w), -1, self.plan.unit)
-        if len(grad_w) == 1:
-            target += _select(units, self.plan.unit_order).sum(0)
-        elif self.plan.unit_order is None:
-            target[chunk.rows] = units
-        else:
-            torch.index_select(units, 1, self.plan.unit_order, out=target[chunk.rows])
-
-
-def _select(units: Tensor, order: Tensor | None) -> Tensor:
-    return units if order is None else units.index_select(1, order)
 
 
 def _split_input(x: Tensor, plan: Plan) -> list[Tensor]:
@@ -329,7 +328,12 @@ def _split_weight(w: Tensor | None, like: Tensor, plan: Plan, unweighted: float)
         constant = units.new_full((len(units), 1, plan.unit), unweighted)
         units = torch.cat([units, constant], 1)
     return [
-        _select(units, b.weight_units).reshape(len(units), b.num_paths, b.mul) for b in plan.blocks
+        (
+            units[:, b.weight_units]
+            if isinstance(b.weight_units, slice)
+            else units.index_select(1, b.weight_units)
+        ).reshape(len(units), b.num_paths, b.mul)
+        for b in plan.blocks
     ]
 
 

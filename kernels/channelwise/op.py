@@ -38,6 +38,7 @@ def channelwise_tensor_product(
     weight: Float[Tensor, "*rows weight_numel"] | None,
     problem: TensorProductProblem,
     *,
+    radial: tuple[Float[Tensor, "rows hidden"], Float[Tensor, "hidden weight_numel"]] | None = None,
     graph: Graph | None = None,
     layout: Layout = "mul_ir",
     backend: Backend = "auto",
@@ -54,6 +55,7 @@ def channelwise_tensor_product(
         x2: One channel per irrep, e.g. the spherical harmonics of each edge.
         weight: Flat weights per row, or one set [weight_numel] for all; None without weights.
         problem: The paths; `supports(problem)` must hold.
+        radial: Pair (hidden, matrix) that stands for weight = hidden @ matrix.
         graph: Edges for gather - product - sum; None for row by row.
         layout: Layout of x1, x2 and the result.
         backend: See `eqtp.backend`.
@@ -72,7 +74,6 @@ def channelwise_tensor_product(
         >>> channelwise_tensor_product(x1, x2, weight, problem).shape
         torch.Size([2, 12])
     """
-    validate(x1, x2, weight, problem, graph)
     if not supports(problem):
         raise ValueError(
             "a channelwise product takes 'uvu' paths with mul 1 in irreps_in2, got "
@@ -82,6 +83,10 @@ def channelwise_tensor_product(
     resolution = resolve(
         backend, family="channelwise", implemented=IMPLEMENTED, device=x2.device.type
     )
+    if radial is not None:
+        problem, columns = _weights_by_block(problem)
+        weight = radial[0] @ radial[1].index_select(1, columns.to(x1.device))
+    validate(x1, x2, weight, problem, graph)
     if resolution.backend == "reference":
         return reference.channelwise_tensor_product(
             x1, x2, weight, problem, graph=graph, layout=layout
@@ -96,6 +101,23 @@ def channelwise_tensor_product(
     rows = None if weight is None else (weight[None] if weight.ndim == 1 else weight).contiguous()
     out: Tensor = _Product.apply(x, x2.contiguous(), rows, plan, graph, separate)  # type: ignore[no-untyped-call]
     return to_layout(_collapse(out, problem, owners), problem.irreps_out, "ir_mul", layout)
+
+
+@lru_cache(maxsize=256)
+def _weights_by_block(problem: TensorProductProblem) -> tuple[TensorProductProblem, Tensor]:
+    """The problem with its weights grouped by block of x1, and the columns in that order.
+
+    The kernels read weights block after block. Where they are a matrix product anyway, turning the
+    columns of the matrix is free, and turning those of the weights (two copies of them in each
+    pass) is saved.
+    """
+    starts: dict[int, int] = {}
+    columns: list[int] = []
+    for index, path in sorted(enumerate(problem.paths), key=lambda item: item[1].i_in1):
+        starts[index] = len(columns)
+        columns += range(path.weight_slice.start, path.weight_slice.stop)
+    paths = (replace(path, weight_start=starts[i]) for i, path in enumerate(problem.paths))
+    return replace(problem, paths=tuple(paths)), torch.tensor(columns, dtype=torch.long)
 
 
 @lru_cache(maxsize=256)

@@ -290,6 +290,30 @@ def test_index_dtypes(dtype: torch.dtype) -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("name", ["mace", "shared_blocks", "no_weights_and_order"])
+def test_radial_is_a_product_of_matrices(name: str) -> None:
+    case = CASES[name]
+    (x1, x2, weight), graph = make(case, "graph", "per_row")
+    assert weight is not None
+    hidden = torch.randn(case.num_edges, 3, requires_grad=True)
+    matrix = torch.randn(3, case.problem.weight_numel, requires_grad=True)
+
+    def ours(x1: Tensor, x2: Tensor, hidden: Tensor, matrix: Tensor) -> Tensor:
+        return channelwise_tensor_product(
+            x1, x2, None, case.problem, radial=(hidden, matrix), graph=graph
+        )
+
+    def exact(x1: Tensor, x2: Tensor, hidden: Tensor, matrix: Tensor) -> Tensor:
+        return definition.tensor_product(x1, x2, hidden @ matrix, case.problem, graph=graph)
+
+    operands = (x1, x2, hidden, matrix)
+    pairs = zip(
+        nonlinear_gradients(ours, operands, 2), nonlinear_gradients(exact, operands, 2), strict=True
+    )
+    for a, b in pairs:
+        close(a, b, torch.float64)
+
+
 def test_rejects_what_is_not_channelwise() -> None:
     problem = TensorProductProblem.from_instructions(
         "2x0e", "2x0e", "2x0e", [(0, 0, 0, "uvu", True)]
