@@ -306,7 +306,8 @@ def test_chunks_do_not_matter(
         monkeypatch.setattr(fast, "chunk_rows", lambda *_, rows=rows: rows)
         out = run(inputs, problem, graph=graph, backend="torch")
         first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        total = torch.stack([g.square().sum() for g in first]).sum()
+        second = torch.autograd.grad(total, inputs)
         results.append([out, *first, *second])
     for other in results[1:]:
         assert_close(other, results[0], TOLERANCES["float64"])
@@ -317,7 +318,8 @@ def representation(irreps: Irreps, rotation: Tensor, inversion: bool) -> Tensor:
     for mul, ir in irreps:
         sign = ir.p if inversion else 1
         blocks += [sign * wigner_D(ir.l, rotation)] * mul
-    return torch.block_diag(*blocks)
+    matrix: Tensor = torch.block_diag(*blocks)
+    return matrix
 
 
 @pytest.mark.parametrize("seed", range(0, 60, 3))

@@ -60,6 +60,7 @@ def test_matches_e3nn(irreps_in: str, irreps_out: str, layout: Any, biases: bool
 def test_biases_alone() -> None:
     """Blocks that nothing feeds are their bias, or zero."""
     linear = Linear("1x1o", "2x0e+1x2e", biases=True)
+    assert linear.bias is not None
     torch.nn.init.normal_(linear.bias)
     expected = torch.cat([linear.bias, torch.zeros(5)]).expand(3, 7)
     assert torch.equal(linear(torch.randn(3, 3)), expected)
@@ -69,6 +70,7 @@ def test_same_seed_gives_e3nns_weights() -> None:
     torch.manual_seed(3)
     linear = Linear("4x0e+3x1o", "2x0e+2x1o")
     torch.manual_seed(3)
+    assert linear.weight is not None
     assert torch.equal(linear.weight, o3.Linear("4x0e+3x1o", "2x0e+2x1o").weight)
 
 
@@ -89,7 +91,8 @@ def test_gradgradcheck(layout: Any) -> None:
     weight = torch.randn(linear.weight_numel, requires_grad=True)
 
     def square(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return linear(x, weight).square()
+        out: torch.Tensor = linear(x, weight)
+        return out.square()
 
     assert torch.autograd.gradcheck(square, (x, weight))
     assert torch.autograd.gradgradcheck(square, (x, weight))
@@ -101,7 +104,8 @@ def test_equivariance() -> None:
 
     def representation(irreps: Irreps) -> torch.Tensor:
         blocks = [[ir.p * wigner_D(ir.l, rotation)] * mul for mul, ir in irreps]
-        return torch.block_diag(*[d for block in blocks for d in block])
+        matrix: torch.Tensor = torch.block_diag(*[d for block in blocks for d in block])
+        return matrix
 
     x = torch.randn(4, linear.irreps_in.dim)
     left = linear(x @ representation(linear.irreps_in).T)

@@ -22,11 +22,11 @@ from eqtp.nn import (
 
 TOLERANCES = {"float64": 1e-12}  # relative to the largest element; a few rounding errors
 
-ARGUMENTS: tuple[Any, ...] = (
+ARGUMENTS: tuple[str, str, str, list[tuple[Any, ...]]] = (
     "3x0e+2x1o", "0e+2x1o", "3x1o+2x0e+4x1e",
     [(0, 1, 0, "uvu", True, 2.0), (1, 1, 1, "uvu", False), (1, 1, 2, "uvw", True)],
 )  # fmt: skip
-CHANNELWISE: tuple[Any, ...] = ("8x0e+8x1o", "0e+1o+2e", "0e+1o")
+CHANNELWISE: tuple[str, str, str] = ("8x0e+8x1o", "0e+1o+2e", "0e+1o")
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -118,15 +118,16 @@ def test_weights_broadcast_too() -> None:
     assert_close(tp(x1, x2, weight), rival(x1, x2, weight))
 
 
-@pytest.mark.parametrize("arguments", [ARGUMENTS, None], ids=["general", "channelwise"])
+@pytest.mark.parametrize("family", ["tensor_product", "channelwise"])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
-def test_graph_and_layout(arguments: Any, layout: Any) -> None:
+def test_graph_and_layout(family: str, layout: Any) -> None:
     """Both kernel families: the graph form is gather, product, sum; layouts agree."""
     tp: TensorProduct
-    if arguments is None:
+    if family == "channelwise":
         tp = ChannelwiseTensorProduct(*CHANNELWISE, layout=layout)
     else:
-        tp = TensorProduct(*arguments, layout=layout, shared_weights=False)
+        tp = TensorProduct(*ARGUMENTS, layout=layout, shared_weights=False)
+    assert tp.family == family
     plain = TensorProduct(
         tp.irreps_in1, tp.irreps_in2, tp.irreps_out, tp.instructions, shared_weights=False,
         backend="reference",
@@ -256,7 +257,8 @@ def test_to_dtype_keeps_the_constants_exact() -> None:
 def test_channelwise_has_maces_paths(irreps_in1: str, irreps_in2: str, target: str) -> None:
     """Paths, order and normalisation of MACE's `tp_out_irreps_with_instructions`."""
     wanted = o3.Irreps(target)
-    blocks, instructions = [], []
+    blocks: list[tuple[int, Any]] = []
+    instructions: list[tuple[Any, ...]] = []
     for i, (mul, ir1) in enumerate(o3.Irreps(irreps_in1)):
         for j, (_, ir2) in enumerate(o3.Irreps(irreps_in2)):
             for ir_out in ir1 * ir2:
