@@ -7,10 +7,35 @@ of eqtp depends on the installed version: only the `Irreps` classes are used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
-torch.serialization.add_safe_globals([slice])
 
-from e3nn.o3 import Irrep, Irreps  # noqa: E402  (must follow the registration above)
+@contextmanager
+def _lazy_dynamo() -> Iterator[None]:
+    """Keeps e3nn 0.6 from importing the compiler, which takes longer than all of torch.
+
+    It decorates one function with `torch.compiler.disable`, which imports torch._dynamo at once:
+    1.5 of the 1.9 s of CPU time of `import e3nn.o3`. torch's own lazy form of the decorator does
+    so when that function is first called.
+    """
+    disable = torch.compiler.disable
+
+    def disable_when_called(function: Any = None, recursive: bool = True, **_: Any) -> Any:
+        return torch._disable_dynamo(function, recursive)
+
+    torch.compiler.disable = disable_when_called
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+
+
+torch.serialization.add_safe_globals([slice])
+with _lazy_dynamo():
+    from e3nn.o3 import Irrep, Irreps
 
 __all__ = ["Irrep", "Irreps"]
