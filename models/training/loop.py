@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,7 +69,7 @@ def fit(
     )
     if state:
         module.load_training_state(state)
-    if position.epoch < training.max_epochs:
+    if position.epoch < training.max_epochs and not recorder.out_of_time:
         trainer.fit(module)
     return trainer
 
@@ -90,22 +91,28 @@ def make_trainer(training: TrainingConfig, *, max_epochs: int, callbacks: list[A
     strategy: Any = training.strategy
     if strategy == "ddp" or (strategy == "auto" and several):
         strategy = _ddp_strategy()
-    return Trainer(
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.num_nodes,
-        strategy=strategy,
-        max_epochs=max_epochs,
-        gradient_clip_val=training.clip_grad_norm,
-        callbacks=callbacks,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        return Trainer(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.num_nodes,
+            strategy=strategy,
+            max_epochs=max_epochs,
+            gradient_clip_val=training.clip_grad_norm,
+            callbacks=callbacks,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"training.accelerator={training.accelerator!r}, devices={training.devices!r}, "
+            f"strategy={training.strategy!r} must fit this machine, got: {error}"
+        ) from error
 
 
 def _ddp_strategy() -> DDPStrategy:

@@ -87,6 +87,14 @@ class Progress(Callback):
             left = min(left, 60 * training.max_time - self.recorder.seconds)
         return max(left, 0.0)
 
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """Says how to go on, after Ctrl-C for example."""
+        if self._bar is not None:
+            self._bar.close()
+            print(f"stopped; go on with: eqtp train --resume {self.recorder.run.path}")
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Closes the bar."""
         if self._bar is not None:

@@ -46,6 +46,7 @@ class Recorder(Callback):
         self.rows: int = known.get("rows", 0)
         self.latest: dict[str, float] = {}
         self._log: MetricsLog | None = None
+        self._started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the clock and opens the log."""
@@ -60,6 +61,12 @@ class Recorder(Callback):
         """Wall time of the whole run, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self._started
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time limit is reached."""
+        limit = self.config.training.max_time
+        return limit is not None and self.seconds > 60 * limit
+
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -73,8 +80,7 @@ class Recorder(Callback):
                 assert isinstance(value, Tensor)
                 lr = module.schedule.lr(module.position.epoch, module.position.batch - 1)
                 self._log.write_scalars({"step_loss": float(value), "step_lr": lr}, step)
-        limit = self.config.training.max_time
-        if _any_process(trainer, limit is not None and self.seconds > 60 * limit):
+        if _any_process(trainer, self.out_of_time):
             trainer.should_stop = True
         elif _any_process(trainer, self._is_due(step)) and not module.epoch_is_complete:
             self._save_last(trainer, module)

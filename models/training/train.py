@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     folder = _open_folder(folder, config, new=args.resume is None) or folder
     trainer = fit(prepared.model, prepared.train, prepared.valid, config, folder, state)
     if trainer.is_global_zero:
-        finish(prepared, config, folder)
+        finish(prepared, config, folder, trainer.strategy.root_device)
     return 0
 
 
@@ -124,7 +125,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def finish(prepared: Prepared, config: Config, folder: RunDirectory) -> None:
+def finish(prepared: Prepared, config: Config, folder: RunDirectory, device: torch.device) -> None:
     """Saves the averaged weights, evaluates the best of them, and writes table and plots."""
     model = prepared.model
     last, _ = folder.read_latest()
@@ -138,7 +139,7 @@ def finish(prepared: Prepared, config: Config, folder: RunDirectory) -> None:
         best = last
     model.load_state_dict(best["ema"])
     eqtp.models.save(model, folder.model)
-    evaluations = _evaluate_all(model, prepared, config)
+    evaluations = _evaluate_all(model, prepared, config, device)
     report = Report(
         title=f"{folder.path.name}: best averaged weights, step {best['position']['step']}",
         evaluations=evaluations,
@@ -161,9 +162,10 @@ def finish(prepared: Prepared, config: Config, folder: RunDirectory) -> None:
         _say(f"report: {file}")
 
 
-def _evaluate_all(model: nn.Module, prepared: Prepared, config: Config) -> list[Evaluation]:
+def _evaluate_all(
+    model: nn.Module, prepared: Prepared, config: Config, device: torch.device
+) -> list[Evaluation]:
     """Validation and test sets, on the device that trained."""
-    device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     sets = {"validation": prepared.valid}
     for name, frames in prepared.splits.tests.items():

@@ -1,0 +1,1 @@
+"""Presets of `eqtp train`, one YAML file each."""
