@@ -50,6 +50,14 @@ __all__ = [
 ]
 
 _PACKAGES = ("kernels", "models", "so3")
+_LATER = {
+    "PathGate": "learned sparse paths",
+    "SO2Convolution": "SO(2)-reduced convolutions",
+    "TensorReadout": "tensor-valued readouts",
+    "accelerate": "swaps inside models of other libraries",
+    "accelerated": "swaps inside models of other libraries",
+    "restore": "swaps inside models of other libraries",
+}
 _MODULES = {"Calculator": "eqtp.models.calculator", "Graph": "eqtp.graph"}
 
 
@@ -58,6 +66,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"eqtp.{name}")
     if name in __all__:
         return getattr(importlib.import_module(_MODULES.get(name, "eqtp.nn")), name)
+    if name in _LATER:
+        raise AttributeError(f"eqtp.{name} is not in version {__version__}: {_LATER[name]} come later")
     raise AttributeError(f"module 'eqtp' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -20,4 +20,6 @@ _MODULES = {"MACE": "eqtp.models.mace", "load": "eqtp.models.io", "save": "eqtp.
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in ("ESCN", "TensorNet"):
+        raise AttributeError(f"eqtp.models.{name} is not in this version, which has {__all__}")
     raise AttributeError(f"module 'eqtp.models' has no attribute {name!r}; it has {__all__}")
