@@ -25,7 +25,7 @@ __all__ = ["gaunt", "rand_matrix", "spherical_harmonics", "wigner_3j", "wigner_D
 
 def __getattr__(name: str) -> object:
     if name != "spherical_harmonics":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"eqtp.so3 has no {name!r} in this version, which has {__all__}")
     from eqtp.kernels.spherical_harmonics import spherical_harmonics
 
     globals()[name] = spherical_harmonics
