@@ -64,8 +64,9 @@ def resolve(
                 f"got tensors on {device!r}; {remedy}"
             )
         return Resolution(requested, "asked for by name")
-    preference = [name for name in names if name in implemented and _serves(name, device)]
-    skipped = [name for name in ("triton", "cpu") if _serves(name, device) and name not in implemented]
+    serving = [name for name in names if _serves(name, device)]
+    preference = [name for name in serving if name in implemented]
+    skipped = [name for name in serving if name in _DEVICES and name not in implemented]
     reason = f"the fastest that {family!r} has on {device!r}"
     if skipped:
         reason += f" ({', '.join(skipped)}: no kernel for this family in this version)"

@@ -117,5 +117,6 @@ def _validate(edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) ->
             low, high = (int(value) for value in torch.aminmax(index))
             if low < 0 or high >= limit:
                 raise ValueError(
-                    f"{name} must hold node indices in [0, {limit}), got values from {low} to {high}"
+                    f"{name} must hold node indices in [0, {limit}), "
+                    f"got values from {low} to {high}"
                 )

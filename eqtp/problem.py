@@ -234,7 +234,8 @@ def _parse_instruction(
         )
     i_in1, i_in2, i_out, mode, has_weight = instruction[:5]
     path_weight = float(instruction[5]) if len(instruction) == 6 else 1.0
-    for name, index, irreps in (("i_in1", i_in1, in1), ("i_in2", i_in2, in2), ("i_out", i_out, out)):
+    blocks = (("i_in1", i_in1, in1), ("i_in2", i_in2, in2), ("i_out", i_out, out))
+    for name, index, irreps in blocks:
         if not 0 <= index < len(irreps):
             raise ValueError(f"{where}: {name} must be in [0, {len(irreps)}) ('{irreps}')")
     if mode not in get_args(Mode):

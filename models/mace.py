@@ -143,9 +143,7 @@ class MACE(nn.Module):
                     backend=backend,
                 )
             )
-            self.readouts.append(
-                NonLinearReadout(target, mlp) if last else LinearReadout(target)
-            )
+            self.readouts.append(NonLinearReadout(target, mlp) if last else LinearReadout(target))
             features = target
 
     @classmethod

@@ -32,7 +32,8 @@ ElementwiseTensorProduct SymmetricContraction Linear SphericalHarmonics Gate Cal
 so3.wigner_3j so3.gaunt so3.wigner_D so3.spherical_harmonics
 models.MACE models.MACE.from_mace models.load models.save models.training.data.from_ase
 TensorProduct.problem TensorProduct.weight_numel TensorProduct.weight_rank
-TensorProduct.instructions TensorProduct.irreps_in1 TensorProduct.irreps_in2 TensorProduct.irreps_out
+TensorProduct.instructions TensorProduct.irreps_in1 TensorProduct.irreps_in2
+TensorProduct.irreps_out
 TensorProduct.effective_path_weights TensorProduct.explain TensorProduct.prune
 """
 SIGNATURES = {

@@ -14,8 +14,6 @@ The recursion is stable: for a unit vector the step maps an error in the order m
 vector) to the degree l with the factor ``sqrt(1 - (m / l)^2) <= 1``.
 """
 
-# ruff: noqa: E741 - l is the field's name for the degree
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Rotation matrices of every degree, as polynomials of the 3 x 3 matrix."""
 
-# ruff: noqa: E741 - l is the field's name for the degree
-
 from __future__ import annotations
 
 import functools

@@ -5,8 +5,6 @@ elementwise step runs along N. For N = 2246, lmax = 3, float32 on one CPU thread
 took 131 us of CPU time in this layout and 301 us with vectors as rows.
 """
 
-# ruff: noqa: E741 - l is the field's name for the degree
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """The definition of the real spherical harmonics, by Legendre functions."""
 
-# ruff: noqa: E741 - l is the field's name for the degree
-
 from __future__ import annotations
 
 import math

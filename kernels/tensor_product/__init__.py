@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .op import tensor_product
+from eqtp.kernels.tensor_product.op import tensor_product
 
 __all__ = ["tensor_product"]

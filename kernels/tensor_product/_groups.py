@@ -23,10 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eqtp.kernels.tensor_product._weights import WeightStep, make_weight_step
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
-
-from ._weights import WeightStep, make_weight_step
 
 __all__ = ["Group", "make_groups"]
 

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from eqtp.autograd import wanted_gradients
 from eqtp.graph import Graph
+from eqtp.kernels.tensor_product._groups import Group, make_groups
+from eqtp.kernels.tensor_product.config import chunk_rows
 from eqtp.problem import TensorProductProblem
-
-from ._groups import Group, make_groups
-from .config import chunk_rows
 
 __all__ = ["tensor_product"]
 

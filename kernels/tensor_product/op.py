@@ -7,10 +7,9 @@ from torch import Tensor
 
 from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
+from eqtp.kernels.tensor_product import _torch, reference
 from eqtp.layout import Layout, check_layout, to_layout
 from eqtp.problem import TensorProductProblem
-
-from . import _torch, reference
 
 __all__ = ["IMPLEMENTED", "tensor_product", "validate"]
 

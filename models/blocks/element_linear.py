@@ -29,7 +29,9 @@ class ElementLinear(nn.Module):
         num_elements: Number of elements.
     """
 
-    def __init__(self, irreps_in: Irreps | str, irreps_out: Irreps | str, num_elements: int) -> None:
+    def __init__(
+        self, irreps_in: Irreps | str, irreps_out: Irreps | str, num_elements: int
+    ) -> None:
         super().__init__()
         self.irreps_in = parse_irreps(irreps_in)
         self.irreps_out = parse_irreps(irreps_out)
@@ -50,9 +52,8 @@ class ElementLinear(nn.Module):
         counts = torch.bincount(element, minlength=self.num_elements).tolist()
         blocks: list[Tensor | None] = [None] * len(self.irreps_out)
         x = x.index_select(0, order)
-        for (i_in, i_out, numel), weight in zip(
-            self._paths, self.weight.split([numel for *_, numel in self._paths]), strict=True
-        ):
+        weights = self.weight.split([numel for *_, numel in self._paths])
+        for (i_in, i_out, _), weight in zip(self._paths, weights, strict=True):
             block_in, block_out = self.irreps_in[i_in], self.irreps_out[i_out]
             fan_in = self.num_elements * sum(
                 self.irreps_in[i].mul for i, j, _ in self._paths if j == i_out

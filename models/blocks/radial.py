@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -80,14 +81,14 @@ class RadialNetwork(nn.Module):
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
         self.num_layers = len(sizes) - 1
-        for k, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             layer = nn.Module()
             layer.weight = nn.Parameter(torch.randn(fan_in, fan_out))
             self.add_module(f"layer{k}", layer)
 
     def matrix(self, k: int) -> Float[Tensor, "fan_in fan_out"]:
         """Matrix of layer k, scaled by 1 / sqrt(fan_in)."""
-        weight = getattr(self, f"layer{k}").weight
+        weight: Tensor = getattr(self, f"layer{k}").weight
         return weight / math.sqrt(weight.shape[0])
 
     def hidden(self, x: Float[Tensor, "edges size_in"]) -> Float[Tensor, "edges size_hidden"]:

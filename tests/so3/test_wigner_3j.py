@@ -1,5 +1,3 @@
-# ruff: noqa: E741 - l is the field's name for the degree
-
 from __future__ import annotations
 
 import functools
