@@ -18,14 +18,14 @@ TOLERANCES = {
 }
 
 
-def labelled(name, energy=-1.0):
+def labelled(name: str, energy: float = -1.0) -> Atoms:
     atoms = molecule(name)
     atoms.info["energy"] = energy
     atoms.arrays["forces"] = np.ones((len(atoms), 3))
     return atoms
 
 
-def test_shapes_types_and_labels_of_one_structure():
+def test_shapes_types_and_labels_of_one_structure() -> None:
     data = from_ase(labelled("CH4"), 5.0)
     assert {key: tuple(data[key].shape) for key in data.keys() if key != "num_nodes"} == {  # noqa: SIM118
         "atomic_numbers": (5,),
@@ -44,14 +44,14 @@ def test_shapes_types_and_labels_of_one_structure():
     assert data.num_nodes == 5
 
 
-def test_the_energy_stays_float64_beside_float32_coordinates():
+def test_the_energy_stays_float64_beside_float32_coordinates() -> None:
     data = from_ase(labelled("CH4", -17660.461737861464), 5.0, dtype=torch.float32)
     assert data.energy.item() == -17660.461737861464
     for key in ("positions", "edge_shift", "cell", "forces"):
         assert data[key].dtype == torch.float32
 
 
-def test_edge_vectors_of_a_periodic_crystal():
+def test_edge_vectors_of_a_periodic_crystal() -> None:
     crystal = bulk("ZnS", "zincblende", a=5.4)  # triclinic primitive cell, two atoms
     data = from_ase(crystal, 4.0)
     vectors = data.positions[data.edge_dst] - data.positions[data.edge_src] + data.edge_shift
@@ -61,7 +61,7 @@ def test_edge_vectors_of_a_periodic_crystal():
     assert data.pbc.tolist() == [[True, True, True]]
 
 
-def test_stress_and_chosen_keys():
+def test_stress_and_chosen_keys() -> None:
     crystal = bulk("Cu", "fcc", a=3.6, cubic=True)
     crystal.info.update(dft=-4.0, REF_stress=[1.0, 2.0, 3.0, 0.4, 0.5, 0.6])
     data = from_ase([crystal, crystal], 3.0, keys=LabelKeys(energy="dft"))
@@ -72,7 +72,7 @@ def test_stress_and_chosen_keys():
         from_ase(molecule("H2O"), 5.0, keys=LabelKeys(energy="dft"))
 
 
-def test_a_batch_is_the_union_of_its_structures():
+def test_a_batch_is_the_union_of_its_structures() -> None:
     structures = [labelled("H2O"), labelled("CH4"), labelled("H2O")]
     batch = from_ase(structures, 5.0)
     assert batch.num_graphs == 3
@@ -86,7 +86,7 @@ def test_a_batch_is_the_union_of_its_structures():
     assert (batch.edge_dst.diff() >= 0).all()
 
 
-def test_structures_made_one_by_one_batch_to_the_same():
+def test_structures_made_one_by_one_batch_to_the_same() -> None:
     structures = [labelled("H2O"), labelled("CH4")]
     together = from_ase(structures, 5.0)
     joined = Batch.from_data_list([from_ase(atoms, 5.0) for atoms in structures])
@@ -97,7 +97,7 @@ def test_structures_made_one_by_one_batch_to_the_same():
     assert again.edge_src.tolist() == from_ase(structures[1], 5.0).edge_src.tolist()
 
 
-def test_structures_without_edges():
+def test_structures_without_edges() -> None:
     helium = Atoms("He", info={"energy": -78.0})
     assert from_ase(helium, 5.0).edge_shift.shape == (0, 3)
     batch = from_ase([helium, helium], 5.0)
@@ -108,7 +108,7 @@ def test_structures_without_edges():
     assert far.edge_src.tolist() == [3, 2]
 
 
-def test_a_data_set_converts_once_and_loads_in_batches():
+def test_a_data_set_converts_once_and_loads_in_batches() -> None:
     dataset = StructureDataset([labelled("H2O"), labelled("CH4"), labelled("NH3")], 5.0)
     assert dataset[1] is dataset[1]
     assert dataset.num_edges == [6, 20, 12]
@@ -117,14 +117,14 @@ def test_a_data_set_converts_once_and_loads_in_batches():
     assert sizes == [8, 4]
 
 
-def test_some_labelled_and_some_not_is_refused():
+def test_some_labelled_and_some_not_is_refused() -> None:
     frames = [labelled("H2O"), labelled("H2O")]
     del frames[1].arrays["forces"]
     with pytest.raises(ValueError, match="'forces', but structure 0 has it and structure 1 has"):
         from_ase(frames, 5.0)
 
 
-def test_bad_structures_are_refused_by_number():
+def test_bad_structures_are_refused_by_number() -> None:
     bad = molecule("H2O")
     bad.positions[2, 1] = np.nan
     with pytest.raises(ValueError, match="structure 1: positions must be finite"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -22,14 +23,14 @@ CONTENT = b"a file\n"
 
 
 @pytest.fixture(autouse=True)
-def _no_data_of_this_machine(tmp_path, monkeypatch):
+def _no_data_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the caller's folder nor the caller's cache plays a part."""
     monkeypatch.delenv("EQTP_DATA", raising=False)
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
-def molecules(count, seed=0, **info):
+def molecules(count: int, seed: int = 0, **info: Any) -> list[Atoms]:
     rng = np.random.default_rng(seed)
     made = []
     for i in range(count):
@@ -41,7 +42,7 @@ def molecules(count, seed=0, **info):
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path: Path) -> tuple[Path, Repository]:
     """A repository that is a folder: `file://` stands for the network."""
     folder = tmp_path / "server"
     folder.mkdir()
@@ -50,14 +51,15 @@ def server(tmp_path):
     return folder, Repository("set", folder.as_uri() + "/", blobs)
 
 
-def test_blob_ids_are_those_of_git():
+def test_blob_ids_are_those_of_git() -> None:
     # `printf 'hello\n' | git hash-object --stdin`
     assert blob_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
-def test_a_download_is_checked_and_kept(server):
+def test_a_download_is_checked_and_kept(server: tuple[Path, Repository]) -> None:
     folder, repository = server
     path = Lookup(repository).find("a.xyz")
+    assert path is not None
     assert path == cache_directory() / "set" / "a.xyz"
     assert path.read_bytes() == CONTENT
     (folder / "a.xyz").unlink()
@@ -65,19 +67,25 @@ def test_a_download_is_checked_and_kept(server):
     assert [p.name for p in path.parent.iterdir()] == ["a.xyz"]
 
 
-def test_a_different_download_and_a_damaged_cache_are_not_used(server, caplog):
+def test_a_different_download_and_a_damaged_cache_are_not_used(
+    server: tuple[Path, Repository], caplog: pytest.LogCaptureFixture
+) -> None:
     folder, repository = server
     (folder / "b.xyz").write_bytes(b"an error page")
     assert Lookup(repository).find("b.xyz") is None
     assert "is not the published file" in caplog.text
     cached = Lookup(repository).find("a.xyz")
+    assert cached is not None
     cached.write_bytes(CONTENT[:-1])
     assert Lookup(repository, download=False).find("a.xyz") is None
     assert "is damaged" in caplog.text
-    assert Lookup(repository).find("a.xyz").read_bytes() == CONTENT  # fetched anew
+    assert Lookup(repository).find("a.xyz") == cached
+    assert cached.read_bytes() == CONTENT  # fetched anew
 
 
-def test_folders_come_first_in_the_given_order(server, tmp_path, monkeypatch):
+def test_folders_come_first_in_the_given_order(
+    server: tuple[Path, Repository], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, repository = server
     chosen, environment = tmp_path / "chosen", tmp_path / "data"
     for folder in (chosen, environment / "set"):
@@ -90,11 +98,13 @@ def test_folders_come_first_in_the_given_order(server, tmp_path, monkeypatch):
     assert not Lookup(repository).is_published(environment / "set" / "a.xyz")
 
 
-def test_no_network_is_asked_once(server, monkeypatch):
+def test_no_network_is_asked_once(
+    server: tuple[Path, Repository], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, repository = server
-    asked = []
+    asked: list[tuple[str, float]] = []
 
-    def unreachable(url, timeout):
+    def unreachable(url: str, timeout: float) -> None:
         asked.append((url, timeout))
         raise TimeoutError("no answer")
 
@@ -109,7 +119,7 @@ def test_no_network_is_asked_once(server, monkeypatch):
 
 
 @needs_3bpa
-def test_3bpa_with_stand_ins_named_as_such():
+def test_3bpa_with_stand_ins_named_as_such() -> None:
     splits = load_named("3bpa", folder=DATA / "3bpa", download=False)
     assert (splits.name, splits.published) == ("3bpa", "3bpa")
     assert (len(splits.train), len(splits.valid), len(splits.isolated)) == (450, 50, 4)
@@ -127,7 +137,9 @@ def test_3bpa_with_stand_ins_named_as_such():
 
 
 @needs_3bpa
-def test_3bpa_is_found_through_the_environment_and_official_tests_win(tmp_path, monkeypatch):
+def test_3bpa_is_found_through_the_environment_and_official_tests_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "data" / "3bpa"
     folder.mkdir(parents=True)
     for name in ("train_300K.xyz", "iso_atoms.xyz"):
@@ -139,7 +151,7 @@ def test_3bpa_is_found_through_the_environment_and_official_tests_win(tmp_path, 
     assert any("is not the published test_600K.xyz" in note for note in splits.notes)
 
 
-def test_without_3bpa_the_embedded_set_takes_its_place_and_says_so():
+def test_without_3bpa_the_embedded_set_takes_its_place_and_says_so() -> None:
     with pytest.warns(UserWarning, match="the embedded 3bpa-xtb takes its place"):
         splits = load_named("3bpa", download=False)
     assert splits.name == "3bpa-xtb"
@@ -147,7 +159,7 @@ def test_without_3bpa_the_embedded_set_takes_its_place_and_says_so():
     assert "the embedded 3bpa-xtb takes its place" in splits.notes[0]
 
 
-def test_the_embedded_set():
+def test_the_embedded_set() -> None:
     splits = load_named("3bpa-xtb")
     assert (len(splits.train), len(splits.valid)) == (450, 50)
     assert {name: len(frames) for name, frames in splits.tests.items()} == {
@@ -169,14 +181,14 @@ def test_the_embedded_set():
     assert mean_force["300K"] < mean_force["600K"] < mean_force["1200K"]
 
 
-def test_unknown_names_and_folders_are_refused(tmp_path):
+def test_unknown_names_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be one of 3bpa, 3bpa-xtb, got 'md17'"):
         load_named("md17")
     with pytest.raises(FileNotFoundError, match=r"must hold train_300K.xyz, got .*nowhere"):
         load_named("3bpa", folder=tmp_path / "nowhere")
 
 
-def test_validation_frames_are_drawn_by_the_seed():
+def test_validation_frames_are_drawn_by_the_seed() -> None:
     frames = molecules(20)
     train, valid = split_validation(frames, 0.25, seed=1)
     assert len(valid) == 5
@@ -192,7 +204,7 @@ def test_validation_frames_are_drawn_by_the_seed():
         split_validation(frames[:1], 0.1, seed=0)
 
 
-def test_user_files(tmp_path):
+def test_user_files(tmp_path: Path) -> None:
     atom = Atoms("H", info={"energy": -13.6})
     ase.io.write(tmp_path / "train.xyz", [atom, *molecules(10)])
     ase.io.write(tmp_path / "valid.xyz", molecules(3, seed=1))
@@ -205,7 +217,7 @@ def test_user_files(tmp_path):
     assert (len(splits.train), len(splits.valid)) == (10, 3)
 
 
-def test_frames_marked_as_tests_are_never_trained_on(tmp_path):
+def test_frames_marked_as_tests_are_never_trained_on(tmp_path: Path) -> None:
     marked = [
         *molecules(6, split="train"),
         *molecules(2, split="valid"),
@@ -217,7 +229,7 @@ def test_frames_marked_as_tests_are_never_trained_on(tmp_path):
     assert {name: len(frames) for name, frames in splits.tests.items()} == {"600K": 3}
 
 
-def test_user_files_without_training_frames_or_labels(tmp_path):
+def test_user_files_without_training_frames_or_labels(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "tests.xyz", molecules(3, split="test"))
     with pytest.raises(ValueError, match="at least two frames"):
         load_files(tmp_path / "tests.xyz")

@@ -14,7 +14,9 @@ OPEN = np.array([False, False, False])
 PERIODIC = np.array([True, True, True])
 
 
-def brute_force(positions, cell, pbc, r_max):
+def brute_force(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float
+) -> set[tuple[int, ...]]:
     """All edges, over every image that can hold an atom within r_max."""
     # Planes of a periodic direction are 1 / |column of the inverse| apart.
     heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
@@ -30,12 +32,12 @@ def brute_force(positions, cell, pbc, r_max):
     return found
 
 
-def as_set(src, dst, shift):
+def as_set(src: np.ndarray, dst: np.ndarray, shift: np.ndarray) -> set[tuple[int, ...]]:
     return set(zip(src.tolist(), dst.tolist(), *shift.T.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_equals_brute_force_for_any_cell_and_any_open_directions(seed):
+def test_equals_brute_force_for_any_cell_and_any_open_directions(seed: int) -> None:
     rng = np.random.default_rng(seed)
     cell = np.diag(rng.uniform(1.0, 4.0, 3)) + rng.normal(size=(3, 3))
     while abs(np.linalg.det(cell)) < 3.0:
@@ -49,7 +51,7 @@ def test_equals_brute_force_for_any_cell_and_any_open_directions(seed):
     assert len(src) == len(expected)
 
 
-def test_a_cell_much_smaller_than_the_cutoff():
+def test_a_cell_much_smaller_than_the_cutoff() -> None:
     cell = np.array([[1.1, 0.0, 0.0], [0.5, 0.9, 0.0], [0.3, 0.2, 1.0]])
     positions = np.array([[0.1, 0.2, 0.3]])
     found = neighbor_list(positions, cell, PERIODIC, 4.0)
@@ -58,14 +60,14 @@ def test_a_cell_much_smaller_than_the_cutoff():
 
 
 @pytest.mark.parametrize(("r_max", "shells"), [(0.9, 0), (1.1, 6), (1.5, 18), (1.8, 26)])
-def test_shells_of_the_simple_cubic_lattice(r_max, shells):
+def test_shells_of_the_simple_cubic_lattice(r_max: float, shells: int) -> None:
     src, dst, _ = neighbor_list(np.zeros((1, 3)), np.eye(3), PERIODIC, r_max)
     assert len(src) == shells
     assert (src == 0).all()
     assert (dst == 0).all()
 
 
-def test_order_is_dst_then_src_then_shift():
+def test_order_is_dst_then_src_then_shift() -> None:
     rng = np.random.default_rng(3)
     src, dst, shift = neighbor_list(rng.uniform(size=(4, 3)), np.eye(3) * 2, PERIODIC, 3.0)
     rows = list(zip(dst, src, *shift.T, strict=True))
@@ -73,7 +75,7 @@ def test_order_is_dst_then_src_then_shift():
     assert src.dtype == dst.dtype == shift.dtype == np.int64
 
 
-def test_order_does_not_depend_on_the_image_an_atom_stands_in():
+def test_order_does_not_depend_on_the_image_an_atom_stands_in() -> None:
     rng = np.random.default_rng(4)
     cell = np.diag([3.0, 4.0, 5.0])
     positions = rng.uniform(0, 3, (5, 3))
@@ -87,7 +89,7 @@ def test_order_does_not_depend_on_the_image_an_atom_stands_in():
     np.testing.assert_allclose(np.sort(lengths), np.sort(lengths2), atol=1e-12)
 
 
-def test_open_directions_need_no_cell_vector():
+def test_open_directions_need_no_cell_vector() -> None:
     positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 7.0]])
     slab = np.diag([2.0, 2.0, 0.0])
     parallel = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
@@ -98,7 +100,7 @@ def test_open_directions_need_no_cell_vector():
         assert as_set(*neighbor_list(positions, cell, pbc, 3.0)) == expected
 
 
-def test_isolated_atoms_have_no_edges():
+def test_isolated_atoms_have_no_edges() -> None:
     src, dst, shift = neighbor_list(np.array([[0.0, 0, 0], [9.0, 0, 0]]), np.eye(3), OPEN, 5.0)
     assert src.shape == dst.shape == (0,)
     assert shift.shape == (0, 3)
@@ -108,18 +110,18 @@ def test_isolated_atoms_have_no_edges():
     "cell",
     [np.zeros((3, 3)), np.diag([1.0, 1.0, 0.0]), np.array([[1.0, 0, 0], [0, 1, 0], [1, 1, 0]])],
 )
-def test_a_periodic_cell_without_volume_is_refused(cell):
+def test_a_periodic_cell_without_volume_is_refused(cell: np.ndarray) -> None:
     with pytest.raises(ValueError, match="non-zero volume"):
         neighbor_list(np.zeros((1, 3)), cell, PERIODIC, 2.0)
 
 
 @pytest.mark.parametrize("r_max", [0.0, -1.0, float("nan")])
-def test_the_cutoff_must_be_positive(r_max):
+def test_the_cutoff_must_be_positive(r_max: float) -> None:
     with pytest.raises(ValueError, match="r_max must be positive"):
         neighbor_list(np.zeros((1, 3)), np.eye(3), OPEN, r_max)
 
 
-def test_two_atoms_at_one_place_are_refused_also_through_the_cell():
+def test_two_atoms_at_one_place_are_refused_also_through_the_cell() -> None:
     cell = [4.0, 4.0, 4.0]
     with pytest.raises(ValueError, match=r"frame 7: atoms must be at least .* atoms 1 and 0"):
         edges(Atoms("HHO", [[0, 0, 0], [0, 0, 1e-4], [1, 1, 1]]), 3.0, "frame 7")
@@ -131,13 +133,13 @@ def test_two_atoms_at_one_place_are_refused_also_through_the_cell():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_positions_and_cell_must_be_finite(bad):
+def test_positions_and_cell_must_be_finite(bad: float) -> None:
     with pytest.raises(ValueError, match=r"positions must be finite.*atom 1"):
         edges(Atoms("HH", [[0, 0, 0], [0, bad, 1]]), 3.0)
     with pytest.raises(ValueError, match="cell must be finite"):
         edges(Atoms("H", [[0, 0, 0]], cell=[bad, 1, 1]), 3.0)
 
 
-def test_a_structure_without_atoms_is_refused():
+def test_a_structure_without_atoms_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one atom"):
         edges(Atoms(), 3.0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 
 from eqtp.models.training import sample
@@ -30,20 +32,22 @@ TOLERANCES = {
 }
 
 
-def arguments(*command):
+def arguments(*command: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     sample.add_arguments(parser)
     return parser.parse_args([str(word) for word in command])
 
 
 @pytest.fixture
-def water(tmp_path):
+def water(tmp_path: Path) -> Path:
     ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
     return tmp_path / "water.xyz"
 
 
 @needs_tblite
-def test_a_data_set_from_a_structure(water, tmp_path, capsys):
+def test_a_data_set_from_a_structure(
+    water: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "set.xyz.xz"
     command = ["--structure", water, "--output", output, "--temperature", 300, 600, *SHORT]
     command += ["--frames", 3, "--trajectories", 2, "--test-frames", 2, "--test-trajectories", 1]
@@ -60,7 +64,7 @@ def test_a_data_set_from_a_structure(water, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.xyz.xz", "water.xyz"]
 
 
-def labels_are_right(frames):
+def labels_are_right(frames: list[Atoms]) -> None:
     """Compares labels with a fresh calculation at the positions of the file."""
     from tblite.ase import TBLite
 
@@ -77,7 +81,7 @@ def labels_are_right(frames):
 
 @needs_tblite
 @needs_rdkit
-def test_the_same_seed_gives_the_same_data_set(tmp_path):
+def test_the_same_seed_gives_the_same_data_set(tmp_path: Path) -> None:
     command = ["--smiles", "[OH-]", "--frames", 2, "--trajectories", 2, *SHORT]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         sample.run(arguments(*command, "--seed", seed, "--output", tmp_path / f"{name}.xyz"))
@@ -88,7 +92,7 @@ def test_the_same_seed_gives_the_same_data_set(tmp_path):
 
 
 @needs_tblite
-def test_the_embedded_labels_belong_to_their_positions():
+def test_the_embedded_labels_belong_to_their_positions() -> None:
     from eqtp.models.training.datasets import load_named
 
     splits = load_named("3bpa-xtb")
@@ -96,7 +100,7 @@ def test_the_embedded_labels_belong_to_their_positions():
 
 
 @needs_tblite
-def test_isolated_atoms_bind_in_a_molecule():
+def test_isolated_atoms_bind_in_a_molecule() -> None:
     from tblite.ase import TBLite
 
     energies = {a.symbols[0]: a.get_potential_energy() for a in sample.isolated_atoms(["H", "O"])}
@@ -118,14 +122,20 @@ def test_isolated_atoms_bind_in_a_molecule():
         (["--output", "nowhere/set.xyz"], FileNotFoundError, "folder of --output must exist"),
     ],
 )
-def test_bad_arguments_are_refused_before_work(tmp_path, monkeypatch, options, error, message):
+def test_bad_arguments_are_refused_before_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[object],
+    error: type[Exception],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "tblite.ase", None)  # work would need it
     with pytest.raises(error, match=message):
         sample.run(arguments("--smiles", "O", "--output", "set.xyz", *options))
 
 
-def test_an_existing_output_is_kept(tmp_path):
+def test_an_existing_output_is_kept(tmp_path: Path) -> None:
     (tmp_path / "set.xyz").write_text("mine")
     with pytest.raises(FileExistsError, match="give --overwrite"):
         sample.run(arguments("--smiles", "O", "--output", tmp_path / "set.xyz"))
@@ -133,12 +143,12 @@ def test_an_existing_output_is_kept(tmp_path):
 
 @needs_tblite
 @needs_rdkit
-def test_a_bad_smiles_is_refused(tmp_path):
+def test_a_bad_smiles_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="valid SMILES string, got 'C1C'"):
         sample.run(arguments("--smiles", "C1C", "--output", tmp_path / "set.xyz"))
 
 
-def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
+def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = arguments("--smiles", "O", "--output", tmp_path / "set.xyz")
     monkeypatch.setitem(sys.modules, "tblite.ase", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs tblite: pip install "eqtp\[xtb\]"'):
@@ -146,13 +156,13 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
 
 
 @needs_tblite
-def test_a_missing_rdkit_names_the_extra(tmp_path, monkeypatch):
+def test_a_missing_rdkit_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs rdkit: pip install "eqtp\[xtb\]"'):
         sample.run(arguments("--smiles", "O", "--output", tmp_path / "set.xyz"))
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         sample.write([molecule("H2O")], tmp_path / "set.xyz")

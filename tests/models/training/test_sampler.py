@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from eqtp.models.training.sampler import EdgeBalancedBatchSampler
 EDGES = np.random.default_rng(0).integers(100, 1000, 43).tolist()
 
 
-def ranks(world_size, batch_size, **options):
+def ranks(world_size: int, batch_size: int, **options: Any) -> list[EdgeBalancedBatchSampler]:
     return [
         EdgeBalancedBatchSampler(EDGES, batch_size, rank=r, world_size=world_size, **options)
         for r in range(world_size)
@@ -19,7 +21,7 @@ def ranks(world_size, batch_size, **options):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [3, 4, 5])
-def test_every_structure_once_per_epoch(world_size, batch_size):
+def test_every_structure_once_per_epoch(world_size: int, batch_size: int) -> None:
     samplers = ranks(world_size, batch_size)
     steps = list(zip(*samplers, strict=True))
     assert len(steps) == len(samplers[0]) == -(-len(EDGES) // (world_size * batch_size))
@@ -31,7 +33,7 @@ def test_every_structure_once_per_epoch(world_size, batch_size):
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_two_ranks_see_what_one_process_with_the_doubled_batch_sees(drop_last):
+def test_two_ranks_see_what_one_process_with_the_doubled_batch_sees(drop_last: bool) -> None:
     single = ranks(1, 8, seed=5, drop_last=drop_last)[0]
     pair = ranks(2, 4, seed=5, drop_last=drop_last)
     for epoch in range(3):
@@ -42,7 +44,7 @@ def test_two_ranks_see_what_one_process_with_the_doubled_batch_sees(drop_last):
             assert abs(len(left) - len(right)) <= 1
 
 
-def test_edges_are_balanced_over_the_ranks():
+def test_edges_are_balanced_over_the_ranks() -> None:
     edges = np.asarray(EDGES)
     spread = [
         abs(edges[left].sum() - edges[right].sum())
@@ -53,7 +55,7 @@ def test_edges_are_balanced_over_the_ranks():
     assert np.mean(spread) < 0.2 * np.mean(naive)
 
 
-def test_the_order_depends_on_seed_and_epoch_only():
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
     sampler, again, other = (ranks(1, 4, seed=s)[0] for s in (1, 1, 2))
     first = list(sampler)
     assert list(sampler) == first == list(again)
@@ -64,19 +66,19 @@ def test_the_order_depends_on_seed_and_epoch_only():
     assert list(sampler) == first
 
 
-def test_without_shuffling_the_steps_are_in_order():
+def test_without_shuffling_the_steps_are_in_order() -> None:
     steps = list(ranks(1, 10, shuffle=False)[0])
     assert [sorted(step) for step in steps] == [
         part.tolist() for part in np.array_split(np.arange(43), 5)
     ]
 
 
-def test_drop_last_keeps_full_steps_only():
+def test_drop_last_keeps_full_steps_only() -> None:
     steps = list(ranks(1, 10, drop_last=True)[0])
     assert [len(step) for step in steps] == [10] * 4
 
 
-def test_an_epoch_is_resumed_at_any_step_and_only_that_epoch():
+def test_an_epoch_is_resumed_at_any_step_and_only_that_epoch() -> None:
     sampler = ranks(1, 4, seed=3)[0]
     sampler.set_epoch(2)
     whole = list(sampler)
@@ -100,11 +102,11 @@ def test_an_epoch_is_resumed_at_any_step_and_only_that_epoch():
         ({"batch_size": 44, "drop_last": True}, "every rank needs a structure"),
     ],
 )
-def test_impossible_batches_are_refused(options, message):
+def test_impossible_batches_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EdgeBalancedBatchSampler(EDGES, **options)
 
 
-def test_resuming_beyond_the_epoch_is_refused():
+def test_resuming_beyond_the_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"step must be in 0..11, got 12"):
         ranks(1, 4)[0].resume_at(0, 12)

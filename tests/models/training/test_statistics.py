@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -17,7 +19,7 @@ TOLERANCES = {
 }
 
 
-def frames(seed=0, energy_per_atom=-4.0):
+def frames(seed: int = 0, energy_per_atom: float = -4.0) -> list[Atoms]:
     """Molecules whose energy is the sum of E0 and a constant per atom, with random forces."""
     rng = np.random.default_rng(seed)
     made = []
@@ -29,16 +31,16 @@ def frames(seed=0, energy_per_atom=-4.0):
     return made
 
 
-def isolated():
+def isolated() -> list[Atoms]:
     return [Atoms([z], info={"energy": energy}) for z, energy in E0.items()]
 
 
-def test_energies_of_isolated_atoms():
+def test_energies_of_isolated_atoms() -> None:
     assert atomic_energies("isolated", frames(), isolated()) == E0
     assert atomic_energies("isolated", [molecule("H2O")], isolated()) == {1: E0[1], 8: E0[8]}
 
 
-def test_isolated_atoms_are_told_from_structures():
+def test_isolated_atoms_are_told_from_structures() -> None:
     periodic = Atoms("Cu", cell=[3, 3, 3], pbc=True)
     marked = Atoms("Cu", cell=[30, 30, 30], pbc=True, info={"config_type": "IsolatedAtom"})
     structures, atoms = split_isolated([*frames(), *isolated(), periodic, marked])
@@ -46,27 +48,27 @@ def test_isolated_atoms_are_told_from_structures():
     assert atoms == [*isolated(), marked]
 
 
-def test_a_mapping_by_symbol_or_number():
-    given = {"H": -13.5, 6: -1029.0, "8": -2042.0, "Fe": 1.0}
+def test_a_mapping_by_symbol_or_number() -> None:
+    given: dict[str | int, float] = {"H": -13.5, 6: -1029.0, "8": -2042.0, "Fe": 1.0}
     assert atomic_energies(given, frames()) == E0
     with pytest.raises(ValueError, match="chemical symbol or atomic number, got 'Xx'"):
         atomic_energies({"Xx": 1.0}, frames())
 
 
 @pytest.mark.parametrize("source", ["isolated", {"H": -13.5, "O": -2042.0}])
-def test_a_missing_element_is_named(source):
+def test_a_missing_element_is_named(source: Any) -> None:
     with pytest.raises(ValueError, match="missing: C "):
         atomic_energies(source, frames(), [isolated()[0], isolated()[2]])
 
 
-def test_isolated_atoms_must_agree_and_be_labelled():
+def test_isolated_atoms_must_agree_and_be_labelled() -> None:
     with pytest.raises(ValueError, match="isolated atoms of H must have one energy"):
         atomic_energies("isolated", frames(), [*isolated(), Atoms("H", info={"energy": -13.0})])
     with pytest.raises(ValueError, match=r"isolated atom C .* must have an energy label"):
         atomic_energies("isolated", frames(), [Atoms("C")])
 
 
-def test_least_squares_recovers_additive_energies_and_warns():
+def test_least_squares_recovers_additive_energies_and_warns() -> None:
     with pytest.warns(UserWarning, match=r"least squares to 5 total energies \(rank 3 of 3"):
         fitted = atomic_energies("average", frames(energy_per_atom=0.0))
     for z, energy in E0.items():
@@ -75,12 +77,12 @@ def test_least_squares_recovers_additive_energies_and_warns():
         atomic_energies("average", [molecule("H2O")])
 
 
-def test_an_unknown_source_is_refused():
+def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(ValueError, match=r'"isolated", "average" or a mapping of eV, got \'dft\''):
         atomic_energies("dft", frames())  # type: ignore[arg-type]
 
 
-def test_scale_shift_and_neighbours_by_their_formulas():
+def test_scale_shift_and_neighbours_by_their_formulas() -> None:
     structures = frames()
     structures[0].info["energy"] += 3.0  # 1 eV per atom of water: shift is a mean of means
     found = statistics(StructureDataset(structures, 5.0), E0)
@@ -91,7 +93,7 @@ def test_scale_shift_and_neighbours_by_their_formulas():
     assert found.avg_num_neighbors == edges / sum(map(len, structures))
 
 
-def test_statistics_without_forces_use_the_spread_of_energies():
+def test_statistics_without_forces_use_the_spread_of_energies() -> None:
     structures = frames()
     for atoms in structures:
         del atoms.arrays["forces"]
@@ -101,7 +103,7 @@ def test_statistics_without_forces_use_the_spread_of_energies():
     assert statistics(StructureDataset([molecule("H2O")], 5.0), E0).scale == 1.0
 
 
-def test_statistics_need_structures_and_energies():
+def test_statistics_need_structures_and_energies() -> None:
     with pytest.raises(ValueError, match="at least one structure"):
         statistics([], E0)
     with pytest.raises(ValueError, match=r"atomic energy, got structure with \[1, 8\]"):
