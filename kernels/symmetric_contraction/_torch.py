@@ -44,7 +44,7 @@ def symmetric_contraction_torch(
     nodes = _Nodes.sort(element, ChunkConfig().node_multiple)
 
     present = weight.index_select(0, nodes.elements).transpose(1, 2)
-    table = (present @ tables.paths).unflatten(2, tables.block_shape)
+    table = (present @ tables.paths).view(len(present), channels, *tables.block_shape)
     rows = to_layout(x, problem.irreps_in, layout, "ir_mul").view(-1, problem.dim_in, channels)
     a = rows.index_select(0, nodes.gather).permute(2, 1, 0)
     a = torch.nn.functional.pad(a, (0, 0, 1, 0), value=1.0)

@@ -11,14 +11,21 @@ __all__ = ["ChunkConfig"]
 class ChunkConfig:
     """How the plain-torch kernel is cut into pieces that stay in a core's cache.
 
+    Measured on one core of an AMD EPYC (Zen 4, 1 MB of L2 cache), float32, CPU time, 135 nodes of
+    four elements, 32 channels, lmax 3, correlation 3, result 0e+1o.
+
     Attributes:
-        node_multiple: The nodes of one element are padded to a multiple of this.
-        max_nodes: Nodes of a chunk.
-        max_bytes: Size of the monomials of a chunk, which decides its number of channels.
+        node_multiple: The nodes of one element are padded to a multiple of this. The batched
+            products of 60 columns take 0.32 ms, those of 64 take 0.25 ms; of 10 columns 0.35 ms.
+        max_nodes: Nodes of a chunk, to bound its memory. Speed does not depend on it: 2000 nodes
+            and 64 channels take 54 to 65 ms from 128 nodes per chunk to all, and 64 to 82 ms at 64.
+        max_bytes: Size of the monomials of a chunk, which decides its number of channels. Second
+            derivatives: 7.4 ms with 128 KiB, 5.2 with 256, 4.0 with 512, 3.6 with 1 MiB, 4.3 with 2
+            MiB; 512 KiB rather than 1 MiB because such a chunk holds several arrays of this size.
     """
 
     node_multiple: int = 16
-    max_nodes: int = 256
+    max_nodes: int = 512
     max_bytes: int = 1 << 19
 
     def channels(self, num_channels: int, num_nodes: int, num_monomials: int, itemsize: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -167,9 +168,9 @@ def test_constants_stay_exact_when_made_in_single_precision() -> None:
     ],
 )
 def test_bad_arguments_are_refused(
-    change: dict[str, object], error: type[Exception], message: str
+    change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "irreps_in": "3x0e+3x1o",
         "irreps_out": "3x0e",
         "correlation": 2,

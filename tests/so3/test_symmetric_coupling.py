@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,12 +64,17 @@ def character_count(irreps: Irreps, ir_out: Irrep, degree: int) -> int:
 
         def character(ir: Irrep, power: int, inversion: int = inversion) -> Tensor:
             parity = ir.p if inversion**power < 0 else 1
-            return parity * sum(torch.cos(m * power * angle) for m in range(-ir.l, ir.l + 1))
+            orders = torch.arange(-ir.l, ir.l + 1)[:, None]
+            return parity * torch.cos(orders * power * angle).sum(dim=0)
 
-        sums = [sum(character(ir, k) for _, ir in irreps) for k in range(1, degree + 1)]
+        sums = [
+            torch.stack([character(ir, k) for _, ir in irreps]).sum(dim=0)
+            for k in range(1, degree + 1)
+        ]
         symmetric = [torch.ones(points)]
         for n in range(1, degree + 1):
-            symmetric.append(sum(sums[k - 1] * symmetric[n - k] for k in range(1, n + 1)) / n)
+            terms = [sums[k - 1] * symmetric[n - k] for k in range(1, n + 1)]
+            symmetric.append(torch.stack(terms).sum(dim=0) / n)
         total += float((weight * symmetric[degree] * character(ir_out, 1)).sum()) / 2
     return round(total)
 
@@ -117,7 +123,10 @@ def test_the_basis_is_orthonormal_and_symmetric(irreps: str, ir_out: str, degree
     [(LMAX_3, "1o", 3), (LMAX_2, "2e", 4), (MIXED_PARITY, "0o", 3), (MIXED_PARITY, "1e", 2)],
 )
 def test_couplings_are_equivariant(
-    build: type[SymmetricCoupling], irreps: str, ir_out: str, degree: int
+    build: Callable[[Irreps, Irrep, int], SymmetricCoupling],
+    irreps: str,
+    ir_out: str,
+    degree: int,
 ) -> None:
     coupling = build(Irreps(irreps), Irrep(ir_out), degree)
     rotation = rand_matrix()
