@@ -61,34 +61,30 @@ def to_layout(
             f"x must have {irreps.dim} columns (irreps='{irreps}'), got shape {tuple(x.shape)}"
         )
     spans = _spans(tuple((mul, ir.dim) for mul, ir in irreps))
-    if src == dst or all(mul == 1 for _, _, mul, _ in spans):
+    if src == dst or all(mul == 1 for _, mul, _ in spans):
         return x
-    batch = x.shape[:-1]
-    pieces = []
-    for start, length, mul, dim in spans:
-        piece = x.narrow(-1, start, length)
+    # One split, not a slice per block: the gradient of a slice is as large as x.
+    pieces = list(x.split([length for length, _, _ in spans], dim=-1))
+    for index, (length, mul, dim) in enumerate(spans):
         if mul > 1:
-            shape = (mul, dim) if src == "mul_ir" else (dim, mul)
-            piece = piece.reshape(*batch, *shape).transpose(-1, -2).reshape(*batch, length)
-        pieces.append(piece)
+            shape = (*x.shape[:-1], mul, dim) if src == "mul_ir" else (*x.shape[:-1], dim, mul)
+            block = pieces[index].reshape(shape).transpose(-1, -2)
+            pieces[index] = block.reshape(*x.shape[:-1], length)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
 
 @lru_cache(maxsize=1024)
-def _spans(blocks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int, int], ...]:
-    """Columns as (start, length, mul, dim), neighbours that need no transpose joined (mul 1)."""
-    spans: list[tuple[int, int, int, int]] = []
-    start = 0
+def _spans(blocks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int], ...]:
+    """Columns as (length, mul, dim), neighbours that need no transpose joined (mul 1)."""
+    spans: list[tuple[int, int, int]] = []
     for mul, dim in blocks:
         length = mul * dim
         if length == 0:
             continue
         if mul > 1 and dim > 1:
-            spans.append((start, length, mul, dim))
-        elif spans and spans[-1][2] == 1:
-            first, joined, _, _ = spans.pop()
-            spans.append((first, joined + length, 1, 1))
+            spans.append((length, mul, dim))
+        elif spans and spans[-1][1] == 1:
+            spans[-1] = (spans[-1][0] + length, 1, 1)
         else:
-            spans.append((start, length, 1, 1))
-        start += length
+            spans.append((length, 1, 1))
     return tuple(spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,10 @@ class Gate(nn.Module):
         self._gate_columns = _block_columns(gates, starts[1])
         self._gated_blocks, gated_out = _gated_blocks(gated, gates_out, starts[2], self.irreps_in)
         self.irreps_out = scalars_out + gated_out
+        self._starts, self._sizes = _partition(
+            [(c.start, c.stop - c.start) for c in self._scalar_columns + self._gate_columns]
+            + [(block.start, block.dim * block.block_mul) for block in self._gated_blocks]
+        )
 
     def forward(self, x: Float[Tensor, "*rows dim_in"]) -> Float[Tensor, "*rows dim_out"]:
         """The gated features.
@@ -92,20 +96,22 @@ class Gate(nn.Module):
                 f"got shape {tuple(x.shape)}"
             )
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        pieces = _activate(rows, self._scalar_columns, self.acts_scalars)
+        parts = dict(zip(self._starts, rows.split(self._sizes, dim=1), strict=True))
+        pieces = _activate(parts, self._scalar_columns, self.acts_scalars)
         if self._gated_blocks:
-            gates = torch.cat(_activate(rows, self._gate_columns, self.acts_gates), dim=1)
-            pieces += [self._multiply(rows, gates, block) for block in self._gated_blocks]
+            gates = torch.cat(_activate(parts, self._gate_columns, self.acts_gates), dim=1)
+            pieces += [
+                self._multiply(parts[block.start], gates, block) for block in self._gated_blocks
+            ]
         return torch.cat([*pieces, rows[:, :0]], dim=1).reshape(*x.shape[:-1], self.irreps_out.dim)
 
     def _multiply(self, x: Tensor, gates: Tensor, block: _GatedBlock) -> Tensor:
         """Some channels of one gated block times their gates."""
-        columns = x.narrow(1, block.start, block.block_mul * block.dim)
         gate = gates.narrow(1, block.gate, block.mul)
         if self.layout == "ir_mul":
-            channels = columns.view(x.shape[0], block.dim, block.block_mul)
+            channels = x.view(x.shape[0], block.dim, block.block_mul)
             return (channels.narrow(2, block.channel, block.mul) * gate.unsqueeze(1)).flatten(1)
-        channels = columns.view(x.shape[0], block.block_mul, block.dim)
+        channels = x.view(x.shape[0], block.block_mul, block.dim)
         return (channels.narrow(1, block.channel, block.mul) * gate.unsqueeze(2)).flatten(1)
 
     def __repr__(self) -> str:
@@ -128,8 +134,20 @@ def _normalize(activation: Activation | None) -> nn.Module:
     return nn.Identity() if activation is None else NormalizedActivation(activation)
 
 
-def _activate(x: Tensor, columns: list[slice], activations: nn.ModuleList) -> list[Tensor]:
-    return [activation(x[:, block]) for block, activation in zip(columns, activations, strict=True)]
+def _activate(
+    parts: dict[int, Tensor], columns: list[slice], activations: nn.ModuleList
+) -> list[Tensor]:
+    return [
+        activation(parts[block.start])
+        for block, activation in zip(columns, activations, strict=True)
+        if block.stop > block.start
+    ]
+
+
+def _partition(parts: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Starts and sizes of the columns that are used together, in the order of the columns."""
+    sizes = {start: size for start, size in sorted(parts) if size > 0}
+    return list(sizes), list(sizes.values())
 
 
 def _activated(irreps: Irreps, activations: nn.ModuleList) -> Irreps:
@@ -198,13 +216,16 @@ def _gated_blocks(
     out = []
     index = used = gate = 0
     for (mul, ir), (_, ir_gate) in zip(cut_gated, cut_gates, strict=True):
-        column = starts[index] + used * ir.dim
-        start, block_mul = next(
-            (columns.start, block.mul)
-            for block, columns in zip(irreps_in, irreps_in.slices(), strict=True)
-            if columns.start <= column < columns.stop
-        )
-        channel = (column - start) // ir.dim
+        start = starts[index] + used * ir.dim
+        block_mul, channel = mul, 0
+        if ir.dim > 1:  # channels may be strided in their block of irreps_in: keep it whole
+            column = start
+            start, block_mul = next(
+                (columns.start, block.mul)
+                for block, columns in zip(irreps_in, irreps_in.slices(), strict=True)
+                if columns.start <= column < columns.stop
+            )
+            channel = (column - start) // ir.dim
         blocks.append(_GatedBlock(start, block_mul, ir.dim, channel, mul, gate))
         out.append((mul, Irrep(ir.l, ir.p * ir_gate.p)))
         gate += mul

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.irreps import Irreps
+from eqtp.irreps import Irrep, Irreps
 from eqtp.layout import Layout, check_layout
 from eqtp.problem import parse_irreps
 
@@ -61,7 +62,8 @@ class Linear(nn.Module):
             for mul_out, ir_out in self.irreps_out
             if ir_in == ir_out
         )
-        self._blocks = _output_blocks(self.irreps_in, self.irreps_out)
+        self._runs = _runs(self.irreps_in)
+        self._blocks, self._segments = _output_blocks(self._runs, self.irreps_out)
         scalars = [mul for mul, ir in self.irreps_out if ir.is_scalar()] if biases else []
         self.bias_numel = sum(scalars)
         weight = nn.Parameter(torch.randn(self.weight_numel)) if internal_weights else None
@@ -93,36 +95,41 @@ class Linear(nn.Module):
             got = "None" if weight is None else f"shape {tuple(weight.shape)}"
             raise ValueError(f"weight must have shape [{self.weight_numel}], got {got}")
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        pieces = [self._output(rows, weight, block) for block in self._blocks]
+        channels = self._channels(rows)
+        matrices = weight.split(self._segments)
+        pieces = [self._output(rows, channels, matrices, block) for block in self._blocks]
         out = pieces[0] if len(pieces) == 1 else torch.cat([*pieces, rows[:, :0]], dim=1)
         if self.bias is not None:
             out = out + self._bias_columns(self.bias)
         return out.reshape(*x.shape[:-1], self.irreps_out.dim)
 
-    def _output(self, x: Tensor, weight: Tensor, block: _OutputBlock) -> Tensor:
+    def _channels(self, x: Tensor) -> list[Tensor]:
+        """The channels of every run as rows of a matrix product, [rows * dim, channels].
+
+        One split, not a slice per run: the gradient of a slice is as large as x.
+        """
+        channels = []
+        columns = x.split([run.channels * run.dim for run in self._runs], dim=1)
+        for run, part in zip(self._runs, columns, strict=True):
+            if self.layout == "ir_mul":
+                blocks = part.view(x.shape[0], run.count, run.dim, run.mul).transpose(1, 2)
+            else:
+                blocks = part.view(x.shape[0], run.count, run.mul, run.dim).permute(0, 3, 1, 2)
+            channels.append(blocks.reshape(x.shape[0] * run.dim, run.channels))
+        return channels
+
+    def _output(
+        self, x: Tensor, channels: list[Tensor], weights: Sequence[Tensor], block: _OutputBlock
+    ) -> Tensor:
         """One block of the result, flat: one matrix product over all channels that feed it."""
         if not block.sources:
             return x.new_zeros(x.shape[0], block.dim * block.mul)
-        channels = [self._channels(x, source, block.dim) for source in block.sources]
-        matrices = [
-            weight.narrow(0, source.weight_start, source.channels * block.mul).view(
-                source.channels, block.mul
-            )
-            for source in block.sources
-        ]
-        out = _join(channels, 1) @ (_join(matrices, 0) * block.scale)
+        inputs = _join([channels[source.run] for source in block.sources], 1)
+        matrix = _join([weights[i] for source in block.sources for i in source.segments], 0)
+        out = inputs @ (matrix.view(inputs.shape[1], block.mul) * block.scale)
         if self.layout == "ir_mul" or block.dim == 1:
             return out.view(x.shape[0], block.dim * block.mul)
         return out.view(x.shape[0], block.dim, block.mul).transpose(1, 2).flatten(1)
-
-    def _channels(self, x: Tensor, source: _Source, dim: int) -> Tensor:
-        """The channels of one source as rows of the matrix product, [rows * dim, channels]."""
-        columns = x.narrow(1, source.start, source.channels * dim)
-        if self.layout == "ir_mul":
-            blocks = columns.view(x.shape[0], source.count, dim, source.mul).transpose(1, 2)
-        else:
-            blocks = columns.view(x.shape[0], source.count, source.mul, dim).permute(0, 3, 1, 2)
-        return blocks.reshape(x.shape[0] * dim, source.channels)
 
     def _bias_columns(self, bias: Tensor) -> Tensor:
         """The bias as a full row of the result."""
@@ -144,17 +151,28 @@ class Linear(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Neighbouring blocks of x with one irrep and multiplicity whose weights follow each other."""
+class _Run:
+    """Neighbouring blocks of x with one irrep and multiplicity."""
 
-    start: int  # first column of x
+    ir: Irrep
     count: int
     mul: int
-    weight_start: int
+
+    @property
+    def dim(self) -> int:
+        return self.ir.dim
 
     @property
     def channels(self) -> int:
         return self.count * self.mul
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A run that feeds a block of the result, and the pieces of the weight for it, in order."""
+
+    run: int
+    segments: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -167,38 +185,41 @@ class _OutputBlock:
     scale: float
 
 
-def _output_blocks(irreps_in: Irreps, irreps_out: Irreps) -> tuple[_OutputBlock, ...]:
-    """The blocks of the result, sources joined where columns and weights are contiguous."""
+def _runs(irreps: Irreps) -> tuple[_Run, ...]:
+    runs: list[_Run] = []
+    for mul, ir in irreps:
+        if runs and (runs[-1].mul, runs[-1].ir) == (mul, ir):
+            runs[-1] = _Run(ir, runs[-1].count + 1, mul)
+        else:
+            runs.append(_Run(ir, 1, mul))
+    return tuple(runs)
+
+
+def _output_blocks(
+    runs: tuple[_Run, ...], irreps_out: Irreps
+) -> tuple[tuple[_OutputBlock, ...], list[int]]:
+    """The blocks of the result, and the sizes of the pieces that the flat weight is cut into.
+
+    Weights of a run are in the order (block of the run, block of the result): one piece where a
+    single block of the result takes them, otherwise one piece for every pair.
+    """
     sources: list[list[_Source]] = [[] for _ in irreps_out]
-    weight_start = 0
-    for (mul_in, ir_in), columns in zip(irreps_in, irreps_in.slices(), strict=True):
-        for found, (mul_out, ir_out) in zip(sources, irreps_out, strict=True):
-            if ir_in != ir_out:
-                continue
-            if mul_in * mul_out > 0:
-                _add_source(found, columns.start, mul_in, weight_start, ir_in.dim, mul_out)
-            weight_start += mul_in * mul_out
+    sizes: list[int] = []
+    for index, run in enumerate(runs):
+        fed = [i_out for i_out, (_, ir) in enumerate(irreps_out) if ir == run.ir]
+        joined = run.count if len(fed) == 1 else 1
+        pieces: dict[int, list[int]] = {i_out: [] for i_out in fed}
+        for _ in range(run.count // joined):
+            for i_out in fed:
+                pieces[i_out].append(len(sizes))
+                sizes.append(joined * run.mul * irreps_out[i_out].mul)
+        for i_out, segments in pieces.items():
+            sources[i_out].append(_Source(index, tuple(segments)))
     blocks = []
     for found, (mul, ir) in zip(sources, irreps_out, strict=True):
-        fan_in = sum(source.channels for source in found)
+        fan_in = sum(runs[source.run].channels for source in found)
         blocks.append(_OutputBlock(ir.dim, mul, tuple(found), max(fan_in, 1) ** -0.5))
-    return tuple(blocks)
-
-
-def _add_source(
-    found: list[_Source], start: int, mul: int, weight_start: int, dim: int, mul_out: int
-) -> None:
-    if found:
-        last = found[-1]
-        follows = (
-            last.mul == mul
-            and last.start + last.channels * dim == start
-            and last.weight_start + last.channels * mul_out == weight_start
-        )
-        if follows:
-            found[-1] = _Source(last.start, last.count + 1, mul, last.weight_start)
-            return
-    found.append(_Source(start, 1, mul, weight_start))
+    return tuple(blocks), sizes
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:

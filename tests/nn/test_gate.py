@@ -25,6 +25,7 @@ GATES: dict[str, tuple[Any, ...]] = {
         "4x1o+2x2e+1x1o",
     ),
     "neighbours": ("2x0e+2x0e", [silu, torch.tanh], "3x0e", [torch.sigmoid], "1x1o+2x1o"),
+    "gated_scalars": ("2x0e", [silu], "5x0e", [torch.sigmoid], "1x0e+2x1o+2x0e"),
     "scalars_only": ("2x0e", [silu], "", [], ""),
     "gated_only": ("", [], "2x0e", [torch.sigmoid], "2x1e"),
     "no_activation": ("2x0o", [None], "2x0e", [None], "2x2e"),
