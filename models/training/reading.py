@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -72,14 +73,13 @@ def is_isolated_atom(atoms: Atoms) -> bool:
 
 def _frames(path: Path, index: str, labelled: bool) -> Iterator[Atoms]:
     """Frames of a file, with reading errors that name file and frame."""
-    _check_xyz(path, labelled)
+    text = _checked_xyz(path, labelled)
+    source, form = (path, None) if text is None else (io.StringIO(text), "extxyz")
     number = 0
     try:
-        for atoms in iread(path, index=index, do_not_split_by_at_sign=True):
+        for atoms in iread(source, index=index, format=form, do_not_split_by_at_sign=True):
             yield atoms
             number += 1
-    except GeneratorExit:
-        raise
     except Exception as error:  # ASE's readers raise whatever their parsing meets
         raise ValueError(
             f"{path}, frame {number}: the file must be complete and readable by ASE, "
@@ -89,22 +89,24 @@ def _frames(path: Path, index: str, labelled: bool) -> Iterator[Atoms]:
         raise ValueError(f"{path}: the file must hold at least one structure, got none")
 
 
-def _check_xyz(path: Path, labelled: bool) -> None:
-    """Refuses an (extended) XYZ file that ASE would read in part without a word.
+def _checked_xyz(path: Path, labelled: bool) -> str | None:
+    """Text of an (extended) XYZ file, None for other formats; refuses what ASE would not see.
 
     ASE stops at a blank line, ignores surplus columns, and cannot see that the last number of a
-    file was cut; a labelled file must therefore end with a newline.
+    file was cut; a labelled file must therefore end with a newline. ASE gets the text, not the
+    file, as it seeks to every frame, which in a compressed file means to start anew.
     """
     suffix = path.suffix if path.suffix in _OPENERS else ""
     if path.name.removesuffix(suffix).rpartition(".")[2] not in ("xyz", "extxyz"):
-        return
+        return None
     with _OPENERS.get(suffix, open)(path, "rb") as file:
         try:
-            lines = file.read().decode().split("\n")
+            text: str = file.read().decode()
         except (EOFError, OSError, lzma.LZMAError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: the file must be complete, got {error}") from error
-    if not any(line.strip() for line in lines):
+    if not text.strip():
         raise ValueError(f"{path}: the file must hold at least one structure, got an empty file")
+    lines = text.split("\n")
     frame, line = 0, 0
     while line < len(lines) and lines[line].strip():
         line = _check_frame(lines, line, f"{path}, frame {frame}")
@@ -116,6 +118,7 @@ def _check_xyz(path: Path, labelled: bool) -> None:
             f"{path}, frame {frame - 1}: the last line must end with a newline, without it the "
             "last number may be cut; append one if the file is complete"
         )
+    return text
 
 
 def _check_frame(lines: list[str], start: int, where: str) -> int:

@@ -139,6 +139,12 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
         read(file(tmp_path, content[:-20], f"data.xyz{suffix}"))
 
 
+def test_a_compressed_file_is_decompressed_once(tmp_path, monkeypatch):
+    path = file(tmp_path, lzma.compress((text() * 3).encode()), "data.xyz.xz")
+    monkeypatch.setattr(lzma.LZMAFile, "seek", None)  # going back means to start anew
+    assert len(read(path)) == 3
+
+
 def test_a_name_with_an_at_sign(tmp_path: Path) -> None:
     assert len(read(file(tmp_path, text() * 2, "set@home.xyz"))) == 2
 
