@@ -130,8 +130,8 @@ class PhaseConfig(_Section):
         energy_weight: Weight of the energy term of the loss.
         forces_weight: Weight of the force term; 0 trains without forces.
         stress_weight: Weight of the stress term; 0 trains without stress.
-        lr: Learning rate from here on; None keeps `training.lr`.
-        scheduler: Schedule from here on; None keeps `training.scheduler`.
+        lr: Learning rate from here on, its schedule starting anew; None goes on as before.
+        scheduler: Schedule that starts here; None goes on as before.
     """
 
     start: NonNegativeFloat = 0.0
@@ -157,7 +157,7 @@ class SchedulerConfig(_Section):
     Attributes:
         kind: `"constant"`; `"plateau"`: times `factor` after `patience` validations without a
             better validation loss; `"exponential"`: times `gamma` per epoch; `"cosine"`: from
-            lr down to `final` times lr over the phase, step by step.
+            lr down to `final` times lr, step by step.
         factor: Of the plateau.
         patience: Of the plateau, in validations.
         gamma: Of the exponential.

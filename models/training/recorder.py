@@ -46,7 +46,7 @@ class Recorder(Callback):
         self.rows: int = known.get("rows", 0)
         self.latest: dict[str, float] = {}
         self._log: MetricsLog | None = None
-        self._started = time.monotonic()
+        self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the clock and opens the log."""
@@ -59,7 +59,8 @@ class Recorder(Callback):
     @property
     def seconds(self) -> float:
         """Wall time of the whole run, earlier sessions included."""
-        return self.seconds_before + time.monotonic() - self._started
+        session = 0.0 if self._started is None else time.monotonic() - self._started
+        return self.seconds_before + session
 
     @property
     def out_of_time(self) -> bool:

@@ -25,7 +25,8 @@ class Schedule:
         self.training = training
         self.steps_per_epoch = steps_per_epoch
         self.starts = training.phase_starts()
-        self._reset_plateau(phase=0)
+        self._plateau: dict[str, Any] = {"span": 0, "phase": 0, "reductions": 0}
+        self._plateau |= {"best": math.inf, "waited": 0}
 
     def phase_index(self, epoch: int) -> int:
         """Index of the phase that `epoch` belongs to."""
@@ -37,11 +38,9 @@ class Schedule:
 
     def lr(self, epoch: int, batch: int) -> float:
         """Learning rate of the step on batch number `batch` of `epoch`."""
-        index = self.phase_index(epoch)
+        index, start, end = self._span(epoch)
         phase = self.training.phases[index]
         scheduler = phase.scheduler or self.training.scheduler
-        start = self.starts[index]
-        end = [*self.starts[1:], self.training.max_epochs][index]
         rate = phase.lr or self.training.lr
         step = (epoch - start) * self.steps_per_epoch + batch
         if scheduler.kind == "exponential":
@@ -50,27 +49,40 @@ class Schedule:
             progress = step / ((end - start) * self.steps_per_epoch)
             cosine = 0.5 * (1 + math.cos(math.pi * progress))
             rate *= scheduler.final + (1 - scheduler.final) * cosine
-        elif scheduler.kind == "plateau" and index == self._plateau["phase"]:
+        elif scheduler.kind == "plateau" and index == self._plateau["span"]:
             rate *= scheduler.factor ** self._plateau["reductions"]
         return rate * min(1.0, (step + 1) / (scheduler.warmup_steps + 1))
 
+    def _span(self, epoch: int) -> tuple[int, int, int]:
+        """Phase, first and last epoch (exclusive) of the schedule that `epoch` belongs to.
+
+        A phase that sets neither rate nor schedule goes on with those of the phase before.
+        """
+        phases = list(zip(self.training.phases, self.starts, strict=True))
+        new = [
+            (index, start)
+            for index, (phase, start) in enumerate(phases)
+            if index == 0 or phase.lr is not None or phase.scheduler is not None
+        ]
+        index, start = [span for span in new if span[1] <= epoch][-1]
+        later = [start for _, start in new if start > epoch]
+        return index, start, later[0] if later else self.training.max_epochs
+
     def on_validation(self, epoch: int, loss: float) -> None:
         """Tells the plateau the validation loss reached after `epoch`."""
-        index = self.phase_index(epoch)
-        scheduler = self.training.phases[index].scheduler or self.training.scheduler
-        if index != self._plateau["phase"]:
-            self._reset_plateau(index)
-        if loss < self._plateau["best"]:
-            self._plateau |= {"best": loss, "waited": 0}
+        span, phase = self._span(epoch)[0], self.phase_index(epoch)
+        scheduler = self.training.phases[span].scheduler or self.training.scheduler
+        plateau = self._plateau
+        if span != plateau["span"]:
+            plateau |= {"span": span, "reductions": 0}
+        if phase != plateau["phase"]:  # losses of different phases have different weights
+            plateau |= {"phase": phase, "best": math.inf, "waited": 0}
+        if loss < plateau["best"]:
+            plateau |= {"best": loss, "waited": 0}
             return
-        self._plateau["waited"] += 1
-        if self._plateau["waited"] > scheduler.patience:
-            self._plateau |= {"waited": 0, "reductions": self._plateau["reductions"] + 1}
-
-    def _reset_plateau(self, phase: int) -> None:
-        """Losses of different phases have different weights: nothing is carried over."""
-        self._plateau: dict[str, Any] = {"best": math.inf, "waited": 0, "reductions": 0}
-        self._plateau["phase"] = phase
+        plateau["waited"] += 1
+        if plateau["waited"] > scheduler.patience:
+            plateau |= {"waited": 0, "reductions": plateau["reductions"] + 1}
 
     def state_dict(self) -> dict[str, Any]:
         """What the past leaves behind."""

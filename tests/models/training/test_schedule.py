@@ -57,8 +57,31 @@ def test_plateau_waits_for_patience_and_survives_a_state_dict() -> None:
     assert resumed.lr(5, 0) == 0.05
 
 
-def test_a_new_phase_starts_a_new_plateau() -> None:
+def test_a_phase_that_sets_weights_only_leaves_the_rate_alone() -> None:
+    phases = [{"start": 0}, {"start": 5, "energy_weight": 1000.0}, {"start": 8, "lr": 0.5}]
+    rates = schedule(scheduler={"kind": "cosine"}, phases=phases)
+    one = schedule(scheduler={"kind": "cosine"}, max_epochs=8)
+    assert [rates.lr(e, b) for e in range(8) for b in range(4)] == [
+        one.lr(e, b) for e in range(8) for b in range(4)
+    ]
+    assert rates.lr(8, 0) == 0.5
+
+
+def test_a_plateau_goes_on_with_its_rate_and_forgets_the_losses_of_other_weights() -> None:
     phases = [{"start": 0}, {"start": 5, "energy_weight": 1000.0}]
+    scheduler = {"kind": "plateau", "factor": 0.5, "patience": 1}
+    rates = schedule(phases=phases, scheduler=scheduler)
+    for epoch in range(5):
+        rates.on_validation(epoch, 1.0)
+    rates.on_validation(5, 50.0)
+    rates.on_validation(6, 51.0)
+    assert [rates.lr(epoch, 0) for epoch in (4, 5, 7)] == [0.025, 0.025, 0.025]
+    rates.on_validation(7, 51.0)
+    assert rates.lr(8, 0) == 0.0125
+
+
+def test_a_new_rate_starts_a_new_plateau() -> None:
+    phases = [{"start": 0}, {"start": 5, "energy_weight": 1000.0, "lr": 0.1}]
     scheduler = {"kind": "plateau", "factor": 0.5, "patience": 1}
     rates = schedule(phases=phases, scheduler=scheduler)
     for epoch in range(5):
