@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 
 @contextmanager
@@ -24,8 +25,8 @@ def _lazy_dynamo() -> Iterator[None]:
     """
     disable = torch.compiler.disable
 
-    def disable_when_called(function: Any = None, recursive: bool = True, **_: Any) -> Any:
-        return torch._disable_dynamo(function, recursive)
+    def disable_when_called(fn: Any = None, recursive: Any = True, *, reason: Any = None) -> Any:
+        return _disable_dynamo(fn, recursive)
 
     torch.compiler.disable = disable_when_called
     try:
