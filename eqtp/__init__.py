@@ -67,7 +67,9 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(_MODULES.get(name, "eqtp.nn")), name)
     if name in _LATER:
-        raise AttributeError(f"eqtp.{name} is not in version {__version__}: {_LATER[name]} come later")
+        raise AttributeError(
+            f"eqtp.{name} is not in version {__version__}: {_LATER[name]} come later"
+        )
     raise AttributeError(f"module 'eqtp' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
