@@ -5,13 +5,14 @@ With rows (p, k) = (path, component of the result), p running over the paths tha
     M(y)[(p, k), i] = sum_j C[i, j, (p, k)] y[j]
     out[(p, k), u] = w[p, u] sum_i M(y)[(p, k), i] x[i, u]
 
-The form T(x, y, w; g) = sum out[(p, k), u] g[(p, k), u] is linear in each operand; its gradients are
-the same sums with roles exchanged. Two orders of the same sums, each the faster one in its place
-(2,242 edges, 32 channels, chunks of 400, one thread):
+The form T(x, y, w; g) = sum out[(p, k), u] g[(p, k), u] is linear in each operand; its gradients
+are the same sums with roles exchanged. Two orders of the same sums, each the faster one in its
+place (2,242 edges, 32 channels, chunks of 400, one thread):
 
-    scalar input   z[p, u] = w[p, u] x[u] first, then one product with A[(p, k), q] = M[(p, k)] d_pq,
-                   mostly zeros but without a copy of w per component: forward 1.3 ms where the
-                   other order takes 2.9 ms, gradients 2.1 ms where it takes 5.3 ms (4 paths)
+    scalar input   z[p, u] = w[p, u] x[u] first, then one product with A[(p, k), q] =
+                   M[(p, k)] d_pq, mostly zeros but without a copy of w per component: forward
+                   1.3 ms where the other order takes 2.9 ms, gradients 2.1 ms where it takes
+                   5.3 ms (4 paths)
     tensor input   t = M x first, then times w, copied to one row per (p, k): forward 1.5 ms where
                    the first order takes 2.0 ms, gradients 4.5 ms where it takes 7.5 ms (6 paths)
 """
@@ -72,7 +73,7 @@ class Block:
         return self.path_sum.shape[1]
 
     def forward(self, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        """out of x [rows, i, u], y [rows, j] and w [rows or 1, p, u]."""
+        """Computes out from x [rows, i, u], y [rows, j] and w [rows or 1, p, u]."""
         raise NotImplementedError
 
     def backward(
@@ -161,14 +162,14 @@ class TensorBlock(Block):
         need_x, need_y, need_w = needs
         matrices = self._matrices(y) if need_x or need_w else None
         q = g * self._rows(w) if need_x or need_y else None
-        return Gradients(
-            None,
-            torch.bmm(matrices.mT, q) if need_x and matrices is not None and q is not None else None,
-            self._grad_y(torch.bmm(q, x.mT)) if need_y and q is not None else None,
-            self._sum_components(torch.bmm(matrices, x).mul_(g))
-            if need_w and matrices is not None
-            else None,
-        )
+        grad_x = grad_y = grad_w = None
+        if need_x and matrices is not None and q is not None:
+            grad_x = torch.bmm(matrices.mT, q)
+        if need_y and q is not None:
+            grad_y = self._grad_y(torch.bmm(q, x.mT))
+        if need_w and matrices is not None:
+            grad_w = self._sum_components(torch.bmm(matrices, x).mul_(g))
+        return Gradients(None, grad_x, grad_y, grad_w)
 
     def double_backward(
         self,

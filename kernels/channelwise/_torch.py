@@ -112,9 +112,7 @@ def forward(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, graph: Graph | N
     outputs = _zero_outputs(y, plan, graph)
     for chunk in _chunks(plan, y, graph):
         for b, block in enumerate(plan.blocks):
-            rows = block.forward(
-                chunk.gather(inputs[b]), y[chunk.rows], chunk.of_edge(weights[b])
-            )
+            rows = block.forward(chunk.gather(inputs[b]), y[chunk.rows], chunk.of_edge(weights[b]))
             chunk.add_to_receiver(outputs[b], rows)
     return _join_output(outputs, plan)
 
@@ -294,7 +292,9 @@ class _GradientSums:
         else:
             target.copy_(units)
 
-    def joined(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    def joined(
+        self, x: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients in g, x, y and w, in the operands' own order."""
         return (
             None if self.g is None else _join_output(self.g, self.plan),

@@ -14,11 +14,10 @@ from eqtp.autograd import wanted_gradients
 from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
+from eqtp.kernels.channelwise import _torch, reference
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
 from eqtp.problem import TensorProductProblem
-
-from eqtp.kernels.channelwise import _torch, reference
 
 __all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.channelwise import channelwise_tensor_product, supports
 from eqtp.kernels.channelwise import _torch as kernel
+from eqtp.kernels.channelwise import channelwise_tensor_product, supports
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.layout import Layout
 from eqtp.problem import TensorProductProblem
@@ -133,14 +133,10 @@ def test_matches_definition_to_third_order(
     operands, graph = make(case, form, weights)
 
     def ours(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
-        return channelwise_tensor_product(
-            x1, x2, weight, case.problem, graph=graph, layout=layout
-        )
+        return channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph, layout=layout)
 
     def exact(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
-        return definition.tensor_product(
-            x1, x2, weight, case.problem, graph=graph, layout=layout
-        )
+        return definition.tensor_product(x1, x2, weight, case.problem, graph=graph, layout=layout)
 
     order = 3 if name in ("mace", "shared_blocks") else 2
     pairs = zip(
@@ -203,8 +199,7 @@ def test_each_derivative_alone(order: int) -> None:
             return (product(*inputs, case.problem, graph=graph) ** 2).sum()
 
         ours, exact = (
-            value(product)
-            for product in (channelwise_tensor_product, definition.tensor_product)
+            value(product) for product in (channelwise_tensor_product, definition.tensor_product)
         )
         for _ in range(order):
             ours = torch.autograd.grad(ours, inputs[alone], create_graph=True)[0].pow(2).sum()
@@ -240,9 +235,7 @@ def test_equivariance(improper: bool) -> None:
     def product(a: Tensor, b: Tensor) -> Tensor:
         return channelwise_tensor_product(a, b, weight, problem, graph=graph)
 
-    rotated = product(
-        x1 @ represent(problem.irreps_in1).T, x2 @ represent(problem.irreps_in2).T
-    )
+    rotated = product(x1 @ represent(problem.irreps_in1).T, x2 @ represent(problem.irreps_in2).T)
     close(rotated, product(x1, x2) @ represent(problem.irreps_out).T, torch.float64)
 
 
@@ -320,9 +313,7 @@ def test_rejects_what_is_not_channelwise() -> None:
     )
     assert not supports(problem)
     with pytest.raises(ValueError, match="mul 1 in irreps_in2"):
-        channelwise_tensor_product(
-            torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 4), problem
-        )
+        channelwise_tensor_product(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 4), problem)
     with pytest.raises(NotImplementedError, match="'triton' has no kernel for 'channelwise'"):
         channelwise_tensor_product(
             torch.zeros(1, 6),
