@@ -207,11 +207,11 @@ class MACE(nn.Module):
         return self.scale * torch.stack(energies).sum(0) + self.shift
 
     def weight_decay_parameters(self) -> list[nn.Parameter]:
-        """Parameters that MACE's recipe decays: messages' linear maps and product weights."""
+        """Parameters that MACE's recipe decays: the messages' linear maps and all of the products."""
         decayed: list[nn.Parameter] = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
             decayed.append(interaction.linear.weight)
-            decayed.extend(product.symmetric_contractions.parameters())
+            decayed.extend(product.parameters())
         return decayed
 
 

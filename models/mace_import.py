@@ -29,9 +29,10 @@ _UNUSED = (
     "use_embedding_readout",
     "lammps_mliap",
 )
-_TOLERANCE = 1e-9
-"""Largest accepted difference of energies and forces, relative to their size, in float64: rounding
-of two summation orders gives 1e-12 at most, a wrong sign or factor 1e-2 or more."""
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""Largest accepted difference of interaction energies and forces, relative to their size, computed
+in float64. Two orders of summation differ by 1e-12, and constants that were stored in float32 by
+1e-8; a wrong sign or factor by 1e-2 or more."""
 
 
 def from_mace(model: Any) -> MACE:
@@ -66,7 +67,7 @@ def from_mace(model: Any) -> MACE:
         num_bessel=len(radial.bessel_fn.bessel_weights),
         num_polynomial_cutoff=int(radial.cutoff_fn.p),
         max_ell=max(harmonics),
-        correlation=_correlation(model),
+        correlation=_correlation(model.products[0]),
         num_interactions=len(model.interactions),
         hidden_irreps=str(model.products[0].linear.irreps_out),
         mlp_irreps=str(getattr(model.readouts[-1], "hidden_irreps", "16x0e")),
@@ -116,6 +117,14 @@ def _unsupported(model: Any) -> list[str]:
         found.append("cutoff outside the radial basis (apply_cutoff=False)")
     if getattr(model, "edge_irreps", None) is not None:
         found.append(f"reduced edge irreps (edge_irreps='{model.edge_irreps}')")
+    if any(not str(ir).startswith("0e") for _, ir in model.products[-1].linear.irreps_out):
+        found.append("tensors in the last layer (keep_last_layer_irreps=True)")
+    readouts = [type(readout).__name__ for readout in model.readouts]
+    wanted = ["LinearReadoutBlock"] * (len(readouts) - 1) + ["NonLinearReadoutBlock"]
+    if readouts != wanted:
+        found.append(f"readouts {readouts} (only {wanted})")
+    if len({_correlation(product) for product in model.products}) > 1:
+        found.append("correlation that differs between layers")
     found += [f"option {flag}=True" for flag in _UNUSED if getattr(model, flag, False)]
     for block in model.interactions:
         for option in ("cueq_config", "oeq_config"):
@@ -129,9 +138,9 @@ def _unsupported(model: Any) -> list[str]:
     return sorted(set(found))
 
 
-def _correlation(model: Any) -> int:
-    """Highest order of the couplings, read from their names."""
-    contraction = model.products[0].symmetric_contractions.contractions[0]
+def _correlation(product: Any) -> int:
+    """Highest order of a layer's couplings, read from their names."""
+    contraction = product.symmetric_contractions.contractions[0]
     return max(
         int(name.removeprefix("U_matrix_"))
         for name, _ in contraction.named_buffers()
@@ -174,22 +183,26 @@ def _compare(ours: MACE, theirs: nn.Module) -> None:
 
     from eqtp.models.training.data import from_ase
 
+    tolerance = _TOLERANCES.get(ours.node_embedding.linear.weight.dtype, 1e-5)
     theirs = deepcopy(theirs).double().eval()
     ours = deepcopy(ours).double().eval()
+    isolated = torch.tensor(ours.hyperparameters["atomic_energies"], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     for num_atoms in (2, 7, 12):
         atoms = _random_cluster(ours.atomic_numbers, num_atoms, generator)
         data = from_ase(atoms, ours.r_max, dtype=torch.float64)
-        mine = ours(data)
-        other = theirs(_mace_batch(data, ours.atomic_numbers), compute_force=True)
-        for key in ("energy", "forces"):
-            a, b = mine[key].detach().flatten(), other[key].detach().double().flatten()
-            isolated = mine["energy"] - mine["node_energy"].sum()
-            scale = max(float((b - isolated if key == "energy" else b).abs().max()), 1e-3)
-            difference = float((a - b).abs().max()) / scale
-            if not difference < _TOLERANCE:
+        mine, other = ours(data), theirs(_mace_batch(data, ours.atomic_numbers))
+        element = [ours.atomic_numbers.index(z) for z in atoms.numbers]
+        pairs = {
+            "energy": ((mine["node_energy"] - isolated[element]).sum(), other["interaction_energy"]),
+            "forces": (mine["forces"], other["forces"]),
+        }
+        for key, (a, b) in pairs.items():
+            scale = max(float(b.detach().abs().max()), 1e-3)
+            difference = float((a.detach() - b.detach()).abs().max()) / scale
+            if not difference < tolerance:
                 raise ValueError(
-                    f"{key} of the imported model must equal mace-torch's to {_TOLERANCE:g}, "
+                    f"{key} of the imported model must equal mace-torch's to {tolerance:g}, "
                     f"got a relative difference of {difference:.1e} on a random cluster of "
                     f"{num_atoms} atoms; please report the model's configuration"
                 )
