@@ -207,10 +207,10 @@ class MACE(nn.Module):
         return self.scale * torch.stack(energies).sum(0) + self.shift
 
     def weight_decay_parameters(self) -> list[nn.Parameter]:
-        """Parameters that MACE's recipe decays: the messages' linear maps and all of the products."""
+        """Parameters that MACE's recipe decays: messages' linear maps, all of the products."""
         decayed: list[nn.Parameter] = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
-            decayed.append(interaction.linear.weight)
+            decayed.append(interaction.get_parameter("linear.weight"))
             decayed.extend(product.parameters())
         return decayed
 
@@ -226,7 +226,8 @@ class NodeEmbedding(nn.Module):
 
     def forward(self, element: Int[Tensor, " nodes"]) -> Float[Tensor, "nodes channels"]:
         """W[element] / sqrt(num_elements)."""
-        table = self.linear.weight.view(self.num_elements, -1) / self.num_elements**0.5
+        weight = self.linear.get_parameter("weight").view(self.num_elements, -1)
+        table = weight / self.num_elements**0.5
         return table.index_select(0, element)
 
 

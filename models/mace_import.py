@@ -82,6 +82,7 @@ def from_mace(model: Any) -> MACE:
         for name, parameter in imported.named_parameters():
             if name in source:
                 parameter.copy_(source[name].view_as(parameter))
+        ours: Any  # the blocks of a ModuleList have no type of their own
         for ours, theirs in zip(imported.interactions, model.interactions, strict=True):
             ours.avg_num_neighbors = float(theirs.avg_num_neighbors)
             _match_signs(ours, theirs)
@@ -194,7 +195,10 @@ def _compare(ours: MACE, theirs: nn.Module) -> None:
         mine, other = ours(data), theirs(_mace_batch(data, ours.atomic_numbers))
         element = [ours.atomic_numbers.index(z) for z in atoms.numbers]
         pairs = {
-            "energy": ((mine["node_energy"] - isolated[element]).sum(), other["interaction_energy"]),
+            "energy": (
+                (mine["node_energy"] - isolated[element]).sum(),
+                other["interaction_energy"],
+            ),
             "forces": (mine["forces"], other["forces"]),
         }
         for key, (a, b) in pairs.items():

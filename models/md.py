@@ -115,19 +115,19 @@ def molecular_dynamics(
         (3, True)
     """
     _check_settings(ensemble, temperature, timestep, friction, steps, interval)
-    if keep_velocities and not atoms.has("momenta"):  # type: ignore[no-untyped-call]
+    if keep_velocities and not atoms.has("momenta"):
         raise ValueError(
             "velocities can be kept only where there are some, got a structure without momenta:"
             " leave keep_velocities off"
         )
-    start: Atoms = atoms.copy()  # type: ignore[no-untyped-call]
+    start: Atoms = atoms.copy()
     rng = np.random.default_rng(seed)
     if not keep_velocities:
         _draw_momenta(start, temperature, rng)
     frozen = 0
     if not start.constraints and (ensemble == "nve" or not keep_velocities):
         frozen = _remove_rigid_motion(start)
-    degrees = start.get_number_of_degrees_of_freedom()  # type: ignore[no-untyped-call]
+    degrees = start.get_number_of_degrees_of_freedom()
     start.calc = calculator
     recorder = _Recorder(start, max(degrees - (frozen if ensemble == "nve" else 0), 1))
     dynamics = _integrator(start, ensemble, temperature, timestep, friction, rng)
@@ -168,7 +168,7 @@ def _draw_momenta(atoms: Atoms, temperature: float, rng: np.random.Generator) ->
 
     masses = atoms.get_masses()[:, None]
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
-    atoms.set_momenta(momenta)  # type: ignore[no-untyped-call]
+    atoms.set_momenta(momenta)
 
 
 def _remove_rigid_motion(atoms: Atoms) -> int:
@@ -178,7 +178,7 @@ def _remove_rigid_motion(atoms: Atoms) -> int:
     molecule is left out by the pseudo-inverse.
     """
     masses = atoms.get_masses()[:, None]
-    momenta = atoms.get_momenta()  # type: ignore[no-untyped-call]
+    momenta = atoms.get_momenta()
     velocities = momenta / masses - momenta.sum(axis=0) / masses.sum()
     rotations = 0
     if not atoms.pbc.any():
@@ -192,7 +192,7 @@ def _remove_rigid_motion(atoms: Atoms) -> int:
         omega = np.linalg.pinv(inertia, rcond=1e-6, hermitian=True) @ angular_momentum
         velocities -= np.cross(omega, arms)
         rotations = int(np.linalg.matrix_rank(inertia, tol=1e-6 * np.trace(inertia)))
-    atoms.set_momenta(masses * velocities)  # type: ignore[no-untyped-call]
+    atoms.set_momenta(masses * velocities)
     return 3 + rotations
 
 
@@ -248,8 +248,8 @@ class _Recorder:
         """Adds the present state."""
         from ase import units
 
-        potential = float(self.atoms.get_potential_energy())  # type: ignore[no-untyped-call]
-        kinetic = float(self.atoms.get_kinetic_energy())  # type: ignore[no-untyped-call]
+        potential = float(self.atoms.get_potential_energy())
+        kinetic = float(self.atoms.get_kinetic_energy())
         temperature = 2 * kinetic / (self.degrees * units.kB)
         row = (time_fs, potential, kinetic, potential + kinetic, temperature)
         self.rows.append(row)
@@ -264,10 +264,10 @@ class _Recorder:
         from ase.calculators.singlepoint import SinglePointCalculator
         from ase.io import write
 
-        frame = self.atoms.copy()  # type: ignore[no-untyped-call]
+        frame = self.atoms.copy()
         results = self.atoms.calc.results
         kept = {key: results[key] for key in ("energy", "forces", "stress") if key in results}
-        frame.calc = SinglePointCalculator(frame, **kept)  # type: ignore[no-untyped-call]
+        frame.calc = SinglePointCalculator(frame, **kept)
         frame.info["time_fs"] = time_fs
         write(file, frame, format="extxyz")
 

@@ -53,7 +53,8 @@ def test_instructions_come_back_as_passed_in() -> None:
     problem = TensorProductProblem.from_instructions(*ARGUMENTS)
     assert problem.instructions[0] == (0, 1, 0, "uvu", True, 2.0)
     assert problem.instructions[1] == (1, 1, 1, "uuu", False, 1.0)
-    again = TensorProductProblem.from_instructions(*ARGUMENTS[:3], problem.instructions)
+    in1, in2, out, _ = ARGUMENTS
+    again = TensorProductProblem.from_instructions(in1, in2, out, problem.instructions)
     assert again == problem
     assert hash(again) == hash(problem)
 

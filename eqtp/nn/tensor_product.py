@@ -329,7 +329,7 @@ def _broadcast(x1: Tensor, x2: Tensor, weight: Tensor | None) -> torch.Size:
     if weight is not None and weight.ndim > 1:
         shapes.append(weight.shape[:-1])
     try:
-        return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+        return torch.Size(torch.broadcast_shapes(*shapes))
     except RuntimeError as error:
         raise ValueError(
             "leading dimensions of x1, x2 and weight must broadcast, got "

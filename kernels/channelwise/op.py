@@ -223,9 +223,9 @@ class _SecondGradient(torch.autograd.Function):
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         """Third order and beyond: the definition, differentiated by torch."""
         *_, graph, problem = ctx.where
-        with torch.enable_grad():  # type: ignore[no-untyped-call]
-            inputs = [_branch(t) for t in ctx.saved_tensors]
-            outputs = _second_gradient_by_definition(*inputs, problem, graph)
+        with torch.enable_grad():
+            inputs: list[Any] = [_branch(t) for t in ctx.saved_tensors]
+            outputs = _second_gradient_by_definition(problem, graph, *inputs)
             pairs = [(o, d) for o, d in zip(outputs, directions, strict=True) if d is not None]
             grads = torch.autograd.grad(
                 [output for output, _ in pairs],
@@ -246,6 +246,8 @@ def _branch(t: Tensor | None) -> Tensor | None:
 
 
 def _second_gradient_by_definition(
+    problem: TensorProductProblem,
+    graph: Graph | None,
     v_x: Tensor | None,
     v_y: Tensor | None,
     v_w: Tensor | None,
@@ -253,8 +255,6 @@ def _second_gradient_by_definition(
     x: Tensor,
     y: Tensor,
     w: Tensor | None,
-    problem: TensorProductProblem,
-    graph: Graph | None,
 ) -> tuple[Tensor, ...]:
     """What `_SecondGradient` computes, as a differentiable expression of the definition."""
     weighted = replace(problem, paths=tuple(path for path in problem.paths if path.has_weight))

@@ -34,7 +34,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import ground_state_magnetic_moments
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from eqtp.models.training.labels import attach_labels
 from eqtp.models.training.reading import read

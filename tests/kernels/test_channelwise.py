@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from eqtp.kernels.tensor_product import reference as definition
 from eqtp.layout import Layout
 from eqtp.problem import TensorProductProblem
 from eqtp.so3 import rand_matrix, wigner_D
+
+# The same functions for calls with unpacked operands, which no signature can follow.
+KERNEL: Callable[..., Tensor] = channelwise_tensor_product
+DEFINITION: Callable[..., Tensor] = definition.tensor_product
 
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
@@ -83,7 +88,7 @@ WEIGHTS = ("per_row", "shared")
 
 def make(
     case: Case, form: str, weights: str, dtype: torch.dtype = torch.float64
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], Graph | None]:
+) -> tuple[tuple[Any, ...], Graph | None]:
     problem, edges = case.problem, case.num_edges
     graph = None
     if form == "graph":
@@ -153,8 +158,8 @@ def test_matches_definition_to_third_order(
 def test_own_definition_matches(name: str, form: str) -> None:
     case = CASES[name]
     operands, graph = make(case, form, "per_row")
-    ours = channelwise_tensor_product(*operands, case.problem, graph=graph, backend="reference")
-    exact = definition.tensor_product(*operands, case.problem, graph=graph)
+    ours = KERNEL(*operands, case.problem, graph=graph, backend="reference")
+    exact = DEFINITION(*operands, case.problem, graph=graph)
     close(ours, exact, torch.float64)
 
 
@@ -163,12 +168,8 @@ def test_float32(name: str) -> None:
     operands, graph = make(CASES[name], "graph", "per_row", torch.float32)
     problem = CASES[name].problem
     double = [t.detach().double().requires_grad_() for t in operands if t is not None]
-    ours = nonlinear_gradients(
-        lambda *t: channelwise_tensor_product(*t, problem, graph=graph), operands, 1
-    )
-    exact = nonlinear_gradients(
-        lambda *t: definition.tensor_product(*t, problem, graph=graph), tuple(double), 1
-    )
+    ours = nonlinear_gradients(lambda *t: KERNEL(*t, problem, graph=graph), operands, 1)
+    exact = nonlinear_gradients(lambda *t: DEFINITION(*t, problem, graph=graph), tuple(double), 1)
     for a, b in zip(ours, exact, strict=True):
         assert a.dtype == torch.float32
         close(a, b, torch.float32)
@@ -181,7 +182,7 @@ def test_gradgradcheck(name: str, form: str) -> None:
     operands, graph = make(case, form, "per_row")
 
     def product(*t: Tensor) -> Tensor:
-        return channelwise_tensor_product(*t, case.problem, graph=graph)
+        return KERNEL(*t, case.problem, graph=graph)
 
     assert torch.autograd.gradcheck(product, operands)
     assert torch.autograd.gradgradcheck(product, operands)
@@ -198,9 +199,7 @@ def test_each_derivative_alone(order: int) -> None:
         def value(product: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> Tensor:
             return (product(*inputs, case.problem, graph=graph) ** 2).sum()
 
-        ours, exact = (
-            value(product) for product in (channelwise_tensor_product, definition.tensor_product)
-        )
+        ours, exact = (value(product) for product in (KERNEL, DEFINITION))
         for _ in range(order):
             ours = torch.autograd.grad(ours, inputs[alone], create_graph=True)[0].pow(2).sum()
             exact = torch.autograd.grad(exact, inputs[alone], create_graph=True)[0].pow(2).sum()
@@ -213,7 +212,7 @@ def test_second_gradient_with_one_direction() -> None:
     operands, graph = make(case, "graph", "per_row")
     for direction in range(3):
         results = []
-        for product in (channelwise_tensor_product, definition.tensor_product):
+        for product in (KERNEL, DEFINITION):
             value = (product(*operands, case.problem, graph=graph) ** 2).sum()
             grads = torch.autograd.grad(value, operands, create_graph=True)
             results.append(torch.autograd.grad(grads[direction].sin().sum(), operands))
@@ -230,7 +229,8 @@ def test_equivariance(improper: bool) -> None:
     def represent(irreps: Irreps) -> Tensor:
         sign = [(ir.p if improper else 1) for mul, ir in irreps for _ in range(mul)]
         blocks = [wigner_D(ir.l, rotation) for mul, ir in irreps for _ in range(mul)]
-        return torch.block_diag(*[s * block for s, block in zip(sign, blocks, strict=True)])
+        matrix: Tensor = torch.block_diag(*[s * b for s, b in zip(sign, blocks, strict=True)])
+        return matrix
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         return channelwise_tensor_product(a, b, weight, problem, graph=graph)
@@ -257,9 +257,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     operands, graph = make(case, "graph", "per_row")
 
     def run() -> list[Tensor]:
-        return nonlinear_gradients(
-            lambda *t: channelwise_tensor_product(*t, case.problem, graph=graph), operands, 2
-        )
+        return nonlinear_gradients(lambda *t: KERNEL(*t, case.problem, graph=graph), operands, 2)
 
     whole = run()
     monkeypatch.setattr(kernel, "chunk_rows", lambda row_bytes: 7)
@@ -274,9 +272,7 @@ def test_index_dtypes(dtype: torch.dtype) -> None:
     assert graph is not None
     other = Graph(graph.edge_src.to(dtype), graph.edge_dst.to(dtype), case.num_src, case.num_dst)
     a, b = (
-        nonlinear_gradients(
-            lambda *t, g=g: channelwise_tensor_product(*t, case.problem, graph=g), operands, 2
-        )
+        nonlinear_gradients(lambda *t, g=g: KERNEL(*t, case.problem, graph=g), operands, 2)
         for g in (graph, other)
     )
     for one, two in zip(a, b, strict=True):

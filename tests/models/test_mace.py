@@ -42,17 +42,19 @@ def make(**changes: Any) -> MACE:
 
 
 def ethanol() -> Atoms:
-    return molecule("CH3CH2OH")
+    atoms: Atoms = molecule("CH3CH2OH")
+    return atoms
 
 
 def crystal() -> Atoms:
-    atoms = bulk("C", "diamond", a=3.6).repeat((2, 1, 1))
+    atoms: Atoms = bulk("C", "diamond", a=3.6).repeat((2, 1, 1))
     atoms.rattle(0.1, seed=1)
     return atoms
 
 
 def run(model: MACE, atoms: Atoms, **options: bool) -> dict[str, Tensor]:
-    return model(from_ase(atoms, model.r_max, dtype=torch.float64), **options)
+    output: dict[str, Tensor] = model(from_ase(atoms, model.r_max, dtype=torch.float64), **options)
+    return output
 
 
 def assert_close(a: Tensor, b: Tensor) -> None:
@@ -162,7 +164,8 @@ def test_force_loss_gradient() -> None:
 
     def loss() -> Tensor:
         output = model(data)
-        return (output["forces"] - target).square().sum() + 0.01 * output["energy"].sum()
+        error: Tensor = (output["forces"] - target).square().sum()
+        return error + 0.01 * output["energy"].sum()
 
     loss().backward()
     step = 1e-5
@@ -194,6 +197,8 @@ def test_both_bases_hold_the_same_functions() -> None:
     for key, value in independent.state_dict().items():
         if "symmetric_contractions" not in key:
             value.copy_(state[key])
+    ours: Any
+    theirs: Any
     for ours, theirs in zip(independent.products, mace.products, strict=True):
         weights = theirs.symmetric_contractions.independent_weights()
         start = 0

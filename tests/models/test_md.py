@@ -70,8 +70,9 @@ def test_a_run_with_the_cached_list_has_the_forces_of_one_without(
 ) -> None:
     """Along one trajectory; two trajectories would part by chaos."""
     cached = Calculator(morse, skin=0.5)
+    fresh: Any = Calculator(morse, skin=0.0)
     atoms = relaxed.copy()
-    atoms.calc, fresh = cached, Calculator(morse, skin=0.0)
+    atoms.calc = cached
     run = md._integrator(atoms, "nvt", 2000.0, 1.0, 0.05, np.random.default_rng(0))
     for _ in run.irun(100):
         expected = fresh.get_property("forces", atoms)
