@@ -15,7 +15,7 @@ from eqtp.models.training.checkpoint import RunDirectory, read_checkpoint
 from eqtp.models.training.config import Config
 from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.lightning_module import TrainingModule, evaluate_sums
-from eqtp.models.training.loop import fit
+from eqtp.models.training.loop import fit, make_trainer
 from eqtp.models.training.metrics_log import read_metrics
 
 TOLERANCES = {"rows": 1e-10}  # the bar for resumed runs; the same operations run in both
@@ -223,3 +223,9 @@ def test_more_processes_than_frames_is_refused(
             make_config(devices=3),
             RunDirectory.create(tmp_path / "run"),
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the accelerator")
+def test_a_machine_without_the_accelerator_is_named(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(ValueError, match=r"training\.accelerator='gpu'.*must fit this machine"):
+        make_trainer(make_config(accelerator="gpu").training, max_epochs=1, callbacks=[])
