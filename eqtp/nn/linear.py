@@ -160,7 +160,7 @@ class _Run:
 
     @property
     def dim(self) -> int:
-        return self.ir.dim
+        return int(self.ir.dim)
 
     @property
     def channels(self) -> int:
