@@ -96,7 +96,7 @@ class SymmetricContraction(nn.Module):
         if basis == "mace":
             projections = [_mace_projection(c) for _, c in self.problem.couplings()]
             num_paths = [len(projection) for projection in projections]
-            projection = torch.block_diag(*projections)  # type: ignore[no-untyped-call]
+            projection = torch.block_diag(*projections)
             self.register_buffer("projection", projection)
         channels = self.problem.num_channels
         self.weights = nn.ParameterList(

@@ -9,7 +9,7 @@ import torch
 
 from eqtp.irreps import Irrep, Irreps
 from eqtp.layout import to_layout
-from eqtp.nn.symmetric_contraction import SymmetricContraction
+from eqtp.nn.symmetric_contraction import Basis, SymmetricContraction
 from eqtp.so3.symmetric_coupling import nested_coupling, project_coupling, symmetric_coupling
 
 pytestmark = pytest.mark.mace
@@ -33,7 +33,7 @@ def mace_contraction(irreps_out: str, channels: int, correlation: int) -> Any:
     return MaceContraction(expand(LMAX_3), expand(irreps_out), correlation, num_elements=3)
 
 
-def read(theirs: Any, correlation: int, basis: str) -> SymmetricContraction:
+def read(theirs: Any, correlation: int, basis: Basis) -> SymmetricContraction:
     """Our module with the couplings and weights of theirs."""
     ours = SymmetricContraction(theirs.irreps_in, theirs.irreps_out, correlation, 3, basis=basis)
     for block, contraction in enumerate(theirs.contractions):
@@ -82,7 +82,7 @@ def test_couplings_of_degree_four_are_those_of_mace() -> None:
     ("irreps_out", "correlation"), [("0e", 3), ("0e+1o", 3), ("0e+1o+2e", 3), ("0e+1o", 2)]
 )
 def test_values_and_gradients_are_those_of_mace(
-    basis: str, irreps_out: str, correlation: int
+    basis: Basis, irreps_out: str, correlation: int
 ) -> None:
     theirs = mace_contraction(irreps_out, channels=5, correlation=correlation)
     ours = read(theirs, correlation, basis)

@@ -11,32 +11,32 @@ from torch import Tensor
 
 from eqtp.irreps import Irreps
 from eqtp.layout import to_layout
-from eqtp.nn.symmetric_contraction import SymmetricContraction
+from eqtp.nn.symmetric_contraction import Basis, SymmetricContraction
 from eqtp.so3 import rand_matrix, wigner_D
 from eqtp.so3.symmetric_coupling import nested_coupling
 
 TOLERANCES = {"values": 1e-12, "equivariance": 1e-11}  # 1e-15 and 1e-13 measured
 
 IRREPS_IN = "3x0e+3x1o+3x2e+3x3o"
-PATHS = {  # at lmax 3 and correlation 3, per result irrep
+PATHS: dict[Basis, dict[str, int]] = {  # at lmax 3 and correlation 3, per result irrep
     "independent": {"3x0e": 13, "3x1o": 16, "3x2e": 20},
     "mace": {"3x0e": 28, "3x1o": 58, "3x2e": 73},
 }
 
 
 def represent(irreps: Irreps, rotation: Tensor, inversion: int) -> Tensor:
-    return torch.block_diag(
-        *(
-            wigner_D(ir.l, rotation) * (ir.p if inversion < 0 else 1)
-            for mul, ir in irreps
-            for _ in range(mul)
-        )
-    )
+    blocks = [
+        wigner_D(ir.l, rotation) * (ir.p if inversion < 0 else 1)
+        for mul, ir in irreps
+        for _ in range(mul)
+    ]
+    matrix: Tensor = torch.block_diag(*blocks)
+    return matrix
 
 
 @pytest.mark.parametrize("basis", PATHS)
 @pytest.mark.parametrize("irreps_out", ["3x0e", "3x1o", "3x2e"])
-def test_numbers_of_paths(basis: str, irreps_out: str) -> None:
+def test_numbers_of_paths(basis: Basis, irreps_out: str) -> None:
     product = SymmetricContraction(IRREPS_IN, irreps_out, 3, 4, basis=basis)
     assert sum(weight.shape[1] for weight in product.weights) == PATHS[basis][irreps_out]
     assert all(weight.shape[::2] == (4, 3) for weight in product.parameters())
@@ -49,7 +49,7 @@ def test_numbers_of_paths(basis: str, irreps_out: str) -> None:
     ("irreps_in", "irreps_out"),
     [("3x0e+3x1o+3x2e", "3x1o+3x0e+3x2e"), ("1x0e+1x0o+1x1o+1x1e", "1x1e+1x0o+1x1o")],
 )
-def test_equivariance(basis: str, correlation: int, irreps_in: str, irreps_out: str) -> None:
+def test_equivariance(basis: Basis, correlation: int, irreps_in: str, irreps_out: str) -> None:
     product = SymmetricContraction(irreps_in, irreps_out, correlation, 2, basis=basis)
     x, element = torch.randn(6, product.irreps_in.dim), torch.tensor([0, 1, 1, 0, 0, 1])
     rotation = rand_matrix()
@@ -100,7 +100,7 @@ def test_mace_basis_maps_exactly_to_the_independent_one() -> None:
 
 
 @pytest.mark.parametrize("basis", PATHS)
-def test_couplings_of_another_sign_convention_are_read(basis: str) -> None:
+def test_couplings_of_another_sign_convention_are_read(basis: Basis) -> None:
     source = SymmetricContraction(IRREPS_IN, "3x0e+3x1o", 3, 2, basis="mace")
     target = SymmetricContraction(IRREPS_IN, "3x0e+3x1o", 3, 2, basis=basis)
     for block, (_, ir) in enumerate(source.irreps_out):
@@ -132,7 +132,7 @@ def test_absent_couplings_of_mace_are_read() -> None:
 
 
 @pytest.mark.parametrize("basis", PATHS)
-def test_dtype_and_copies(basis: str) -> None:
+def test_dtype_and_copies(basis: Basis) -> None:
     product = SymmetricContraction(IRREPS_IN, "3x0e+3x1o", 3, 2, basis=basis)
     x, element = torch.randn(4, product.irreps_in.dim), torch.tensor([0, 1, 1, 0])
     expected = product(x, element)
