@@ -41,8 +41,9 @@ def plot_parity(evaluations: Sequence[Evaluation], quantity: str, path: Path) ->
         else:
             unit, rmse = "eV/Å", f"{e.metrics['forces_rmse']:.1f} meV/Å"
         _parity_panel(axes, labels, predictions)
-        axes.set(title=f"{e.name}\nRMSE {rmse}", xlabel=f"label [{unit}]")
-        axes.set_ylabel(f"prediction [{unit}]")
+        origin = " - mean label" if quantity == "energy" else ""
+        axes.set(title=f"{e.name}\nRMSE {rmse}", xlabel=f"label{origin} [{unit}]")
+        axes.set_ylabel(f"prediction{origin} [{unit}]")
     return _save(figure, path)
 
 

@@ -48,7 +48,10 @@ class Report:
         parts = [self.title, _text(self._errors())]
         comparison = self._comparison()
         if comparison:
-            parts += ["RMSE beside published models: E meV / F meV/Å", _text(comparison)]
+            parts += [
+                "RMSE beside published models on the official test sets: E meV / F meV/Å",
+                _text(comparison),
+            ]
         return "\n\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
 
     def markdown(self) -> str:
@@ -56,7 +59,10 @@ class Report:
         parts = [f"# {self.title}", "## Errors", _markdown(self._errors())]
         comparison = self._comparison()
         if comparison:
-            parts += ["## RMSE beside published models (E meV / F meV/Å)", _markdown(comparison)]
+            parts += [
+                "## RMSE beside published models on the official test sets (E meV / F meV/Å)",
+                _markdown(comparison),
+            ]
         return "\n\n".join([*parts, *(f"Note: {note}" for note in self.notes)]) + "\n"
 
     def json(self) -> str:
