@@ -227,7 +227,7 @@ class NodeEmbedding(nn.Module):
     def forward(self, element: Int[Tensor, " nodes"]) -> Float[Tensor, "nodes channels"]:
         """W[element] / sqrt(num_elements)."""
         weight = self.linear.get_parameter("weight").view(self.num_elements, -1)
-        table = weight / self.num_elements**0.5
+        table: Tensor = weight / self.num_elements**0.5
         return table.index_select(0, element)
 
 

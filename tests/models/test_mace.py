@@ -165,7 +165,8 @@ def test_force_loss_gradient() -> None:
     def loss() -> Tensor:
         output = model(data)
         error: Tensor = (output["forces"] - target).square().sum()
-        return error + 0.01 * output["energy"].sum()
+        error += 0.01 * output["energy"].sum()
+        return error
 
     loss().backward()
     step = 1e-5

@@ -19,7 +19,7 @@ TOLERANCES = {
 
 
 def labelled(name: str, energy: float = -1.0) -> Atoms:
-    atoms = molecule(name)
+    atoms: Atoms = molecule(name)
     atoms.info["energy"] = energy
     atoms.arrays["forces"] = np.ones((len(atoms), 3))
     return atoms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ VOIGT = STRESS[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 @pytest.mark.parametrize("value", [STRESS, STRESS.reshape(9), VOIGT])
 @pytest.mark.parametrize("key", ["stress", "REF_stress"])
 def test_stress_of_any_shape(tmp_path: Path, key: str, value: np.ndarray) -> None:
-    atoms = frame(**{key: value})
+    atoms = frame()
+    atoms.info[key] = value
     atoms.set_cell([4.0, 4.0, 4.0])
     atoms.pbc = True
     np.testing.assert_allclose(find_labels(atoms)["stress"], STRESS, atol=1e-15)
@@ -123,7 +125,8 @@ def test_stress_of_any_shape(tmp_path: Path, key: str, value: np.ndarray) -> Non
 
 @pytest.mark.parametrize("key", ["virials", "REF_virials"])
 def test_virials_become_a_stress(key: str) -> None:
-    atoms = frame(**{key: -STRESS * 64})
+    atoms = frame()
+    atoms.info[key] = -STRESS * 64
     with pytest.raises(ValueError, match="virials need a cell"):
         find_labels(atoms)
     atoms.set_cell([4.0, 4.0, 4.0])
@@ -132,14 +135,20 @@ def test_virials_become_a_stress(key: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2"])
 def test_compressed_files(tmp_path: Path, suffix: str) -> None:
-    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
-    content = compress((text() * 3).encode())
+    compressors: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+    }
+    content = compressors[suffix]((text() * 3).encode())
     assert len(read(file(tmp_path, content, f"data.xyz{suffix}"))) == 3
     with pytest.raises(ValueError, match=r"data.xyz\S+: the file must be complete"):
         read(file(tmp_path, content[:-20], f"data.xyz{suffix}"))
 
 
-def test_a_compressed_file_is_decompressed_once(tmp_path, monkeypatch):
+def test_a_compressed_file_is_decompressed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = file(tmp_path, lzma.compress((text() * 3).encode()), "data.xyz.xz")
     monkeypatch.setattr(lzma.LZMAFile, "seek", None)  # going back means to start anew
     assert len(read(path)) == 3
