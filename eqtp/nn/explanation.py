@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
-from eqtp.kernels import channelwise, tensor_product
+from eqtp.kernels.channelwise import op as channelwise
+from eqtp.kernels.tensor_product import op as tensor_product
 from eqtp.methods import Method
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
@@ -17,10 +18,10 @@ __all__ = ["explain", "flops_per_row"]
 
 _FAMILIES = {
     "channelwise": (
-        channelwise.op.IMPLEMENTED,
+        channelwise.IMPLEMENTED,
         "every path is 'uvu' with one channel in irreps_in2",
     ),
-    "tensor_product": (tensor_product.op.IMPLEMENTED, "serves all modes and multiplicities"),
+    "tensor_product": (tensor_product.IMPLEMENTED, "serves all modes and multiplicities"),
 }
 
 

@@ -212,14 +212,15 @@ def _parse_filter(filter_ir_out: Iterable[Irrep | str] | None) -> list[Irrep] | 
 
 def cut_to_common_blocks(in1: Irreps, in2: Irreps) -> tuple[Irreps, Irreps]:
     """Splits blocks so that both irreps have the same multiplicities."""
-    left, right = [list(block) for block in in1], [list(block) for block in in2]
+    left, right = [(mul, ir) for mul, ir in in1], [(mul, ir) for mul, ir in in2]
     blocks1, blocks2 = [], []
     while left and right:
-        mul = min(left[0][0], right[0][0])
-        blocks1.append((mul, left[0][1]))
-        blocks2.append((mul, right[0][1]))
-        for side in (left, right):
-            side[0][0] -= mul
-            if side[0][0] == 0:
-                side.pop(0)
+        (mul1, ir1), (mul2, ir2) = left.pop(0), right.pop(0)
+        mul = min(mul1, mul2)
+        blocks1.append((mul, ir1))
+        blocks2.append((mul, ir2))
+        if mul1 > mul:
+            left.insert(0, (mul1 - mul, ir1))
+        if mul2 > mul:
+            right.insert(0, (mul2 - mul, ir2))
     return Irreps(blocks1), Irreps(blocks2)

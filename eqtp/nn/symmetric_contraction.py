@@ -89,8 +89,8 @@ class SymmetricContraction(nn.Module):
         self.problem = SymmetricContractionProblem.from_irreps(irreps_in, irreps_out, correlation)
         self.num_elements = num_elements
         self.basis = basis
-        self.backend = backend
-        self.layout = layout
+        self.backend: Backend = backend
+        self.layout: Layout = layout
 
         num_paths = [coupling.num_paths for _, coupling in self.problem.couplings()]
         if basis == "mace":
