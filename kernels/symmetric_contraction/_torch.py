@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqtp.autograd import wanted_gradients
 from eqtp.kernels.symmetric_contraction._tables import Tables, contraction_tables
 from eqtp.kernels.symmetric_contraction.config import ChunkConfig
 from eqtp.layout import Layout, to_layout
@@ -161,7 +162,7 @@ class _Contraction(torch.autograd.Function):
             return None, None, None, None, None
         a, table, gradient = ctx.saved_tensors
         grads = _ContractionBackward.apply(  # type: ignore[no-untyped-call]
-            a, table, grad, gradient, *ctx.constants, _needed(ctx, 2)
+            a, table, grad, gradient, *ctx.constants, wanted_gradients(ctx, (a, table))
         )
         return (*grads, None, None, None)
 
@@ -205,7 +206,7 @@ class _ContractionBackward(torch.autograd.Function):
         ctx: Any, h: Tensor | None, grad_grad_table: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         a, table, grad, gradient = ctx.saved_tensors
-        need = _needed(ctx, 3)
+        need = wanted_gradients(ctx, (a, table, grad))
         if h is None and grad_grad_table is None:
             grads: Sequence[Tensor | None] = (None, None, None)
         elif grad_grad_table is not None or torch.is_grad_enabled() or h is None:
@@ -215,19 +216,6 @@ class _ContractionBackward(torch.autograd.Function):
         else:
             grads = _double_backward(a, table, grad, gradient, h, need, *ctx.constants)
         return (*grads, None, None, None, None)
-
-
-def _needed(ctx: Any, count: int) -> list[bool]:
-    """Which of the first gradients the running backward pass asks for.
-
-    needs_input_grad says only which operands require one: with it, a pass for the forces would
-    compute the gradient of the weights too and drop it (a third of that pass). The operands here
-    are never leaves, which the engine's question does not allow.
-    """
-    return [
-        needs and node is not None and torch._C._will_engine_execute_node(node)
-        for needs, (node, _) in zip(ctx.needs_input_grad, ctx.next_functions[:count], strict=False)
-    ]
 
 
 def _double_backward(
