@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m eqtp.benchmarks`."""
-    parser = argparse.ArgumentParser(prog="eqtp bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="eqtp bench", description=str(__doc__).splitlines()[0])
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

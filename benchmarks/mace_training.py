@@ -164,7 +164,7 @@ class Run:
                 parameter.copy_(value)
 
     def _loss(self, output: dict[str, Tensor], data: Structure) -> Tensor:
-        num_atoms = torch.bincount(data.batch)
+        num_atoms = torch.bincount(data["batch"])
         energy = ((output["energy"] - data.energy.double()) / num_atoms).square().mean()
         forces = (output["forces"] - data.forces).square().mean()
         loss: Tensor = self.recipe.energy_weight * energy + self.recipe.forces_weight * forces
@@ -333,7 +333,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m eqtp.benchmarks.mace_training`."""
-    parser = argparse.ArgumentParser(prog="mace_training", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="mace_training", description=str(__doc__).splitlines()[0])
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

@@ -178,7 +178,7 @@ def _milliseconds(clock: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m eqtp.benchmarks.training_step`."""
-    parser = argparse.ArgumentParser(prog="training_step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="training_step", description=str(__doc__).splitlines()[0])
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

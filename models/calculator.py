@@ -208,7 +208,7 @@ class Calculator(AseCalculator):
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 "stress needs a periodic cell with a volume, got"
-                f" pbc={atoms.pbc.tolist()}, cell={atoms.cell.tolist()}"
+                f" pbc={atoms.pbc.tolist()}, cell={atoms.cell.array.tolist()}"
             )
         out = self.model(self._structure(atoms), compute_forces=True, compute_stress=periodic)
         energy = float(out["energy"])
@@ -249,7 +249,9 @@ class Calculator(AseCalculator):
                 f" ({atoms.symbols[bad]}): the input is damaged or a simulation has blown up"
             )
         if not np.isfinite(atoms.cell.array).all():
-            raise ValueError(f"the cell must be finite, got {atoms.cell.tolist()}: set a cell")
+            raise ValueError(
+                f"the cell must be finite, got {atoms.cell.array.tolist()}: set a cell"
+            )
         if np.array_equal(atoms.numbers, self._numbers):
             return
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.model.atomic_numbers))

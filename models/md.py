@@ -265,7 +265,8 @@ class _Recorder:
         from ase.io import write
 
         frame = self.atoms.copy()
-        results = self.atoms.calc.results
+        calculator: Any = self.atoms.calc
+        results = calculator.results
         kept = {key: results[key] for key in ("energy", "forces", "stress") if key in results}
         frame.calc = SinglePointCalculator(frame, **kept)
         frame.info["time_fs"] = time_fs

@@ -36,6 +36,7 @@ class Group(Protocol):
     @property
     def numel_per_row(self) -> int:
         """Size of the intermediates of one row."""
+        ...
 
     def accumulate(self, given: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
         """Adds this group's part of the derivative of S to every slot in `sums`."""

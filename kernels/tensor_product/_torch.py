@@ -32,7 +32,7 @@ from eqtp.problem import TensorProductProblem
 
 __all__ = ["tensor_product"]
 
-SLOTS = ("x1", "x2", "weight", "out")
+SLOTS: tuple[str, ...] = ("x1", "x2", "weight", "out")
 
 
 def tensor_product(

@@ -21,6 +21,7 @@ class Potential(Protocol):
 
     def node_energies(self, element: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
         """Interaction energy of each node in eV."""
+        ...
 
 
 def energy_and_derivatives(
@@ -69,9 +70,9 @@ def energy_and_derivatives(
         )
         interaction = model.node_energies(element, vectors, graph).double()
         targets = [positions] * compute_forces + ([] if strain is None else [strain])
-        gradients: tuple[Tensor, ...] = ()
+        gradients: list[Tensor] = []
         if targets:
-            gradients = torch.autograd.grad(
+            gradients += torch.autograd.grad(
                 interaction.sum(), targets, create_graph=model.training, materialize_grads=True
             )
     isolated = torch.tensor(

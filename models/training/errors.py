@@ -18,7 +18,7 @@ from eqtp.models.training.config import PhaseConfig
 
 # Position of each sum in the vector. "energy" is the total energy of a frame in eV, "per_atom"
 # the same divided by its number of atoms, "forces" and "stress" run over components.
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "frames",
     "energy_square",
     "energy_absolute",

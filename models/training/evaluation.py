@@ -68,7 +68,7 @@ def evaluate(
                 labels.setdefault(key, []).append(_flat(batch[key]))
                 predictions.setdefault(key, []).append(_flat(output[key]))
         if "energy" in batch:
-            atoms = _flat(torch.bincount(batch.batch))
+            atoms = _flat(torch.bincount(batch["batch"]))
             labels.setdefault("per_atom", []).append(labels["energy"][-1] / atoms)
             predictions.setdefault("per_atom", []).append(predictions["energy"][-1] / atoms)
     if not labels:
