@@ -11,7 +11,7 @@ that cannot serve raises; nothing falls back silently.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,7 +31,12 @@ class Resolution:
 
 
 def resolve(
-    requested: Backend, *, family: str, implemented: Collection[str], device: str = "cpu"
+    requested: Backend,
+    *,
+    family: str,
+    implemented: Collection[str],
+    device: str = "cpu",
+    why_not: Callable[[str], str | None] = lambda backend: None,
 ) -> Resolution:
     """Chooses the backend of an operation.
 
@@ -40,6 +45,7 @@ def resolve(
         family: Name of the kernel family, for the messages.
         implemented: The backends that the family has.
         device: Device type of the operands, e.g. "cpu" or "cuda".
+        why_not: Tells of a backend's name why it cannot run this call, None where it can.
 
     Raises:
         ValueError: `requested` is not a backend's name.
@@ -63,14 +69,24 @@ def resolve(
                 f"backend {requested!r} runs on {' or '.join(_DEVICES[requested])} tensors, "
                 f"got tensors on {device!r}; {remedy}"
             )
+        obstacle = why_not(requested)
+        if obstacle is not None:
+            raise NotImplementedError(
+                f"backend {requested!r} cannot run {family!r} here: {obstacle}; {remedy}"
+            )
         return Resolution(requested, "asked for by name")
-    serving = [name for name in names if _serves(name, device)]
-    preference = [name for name in serving if name in implemented]
-    skipped = [name for name in serving if name in _DEVICES and name not in implemented]
+    skipped = []
+    for name in (name for name in names if name != "auto" and _serves(name, device)):
+        obstacle = "no kernel for this family in this version"
+        if name in implemented:
+            obstacle = why_not(name)
+            if obstacle is None:
+                break
+        skipped.append(f"{name}: {obstacle}")
     reason = f"the fastest that {family!r} has on {device!r}"
     if skipped:
-        reason += f" ({', '.join(skipped)}: no kernel for this family in this version)"
-    return Resolution(preference[0], reason)
+        reason += f" ({'; '.join(skipped)})"
+    return Resolution(name, reason)
 
 
 def _serves(backend: str, device: str) -> bool:

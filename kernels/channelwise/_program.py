@@ -1,0 +1,112 @@
+"""The mathematics of one path, from the value to the second gradient, for both printers.
+
+For one edge and one channel, with C the path's constants (coefficient included), the form
+
+    T(x, y, w; g) = sum_ijk C[i, j, k] x[i] y[j] w g[k]
+
+is linear in each operand. Its derivatives are the first order; with directions vx, vy, vw, those of
+T(vx, y, w; g) + T(x, vy, w; g) + T(x, y, vw; g) are the second (names end in 2). The constants meet
+y first, M[i, k] = sum_j C y[j]: where y has no channels that is done once per edge and shared by
+all channels, 1.6 to 1.9 times fewer operations than three factors per constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from eqtp.kernels.codegen.program import Kind, Product, Program, Statement, Variable, product
+from eqtp.so3 import wigner_3j
+
+__all__ = ["FIRST_ORDER", "SECOND_ORDER", "path_program"]
+
+FIRST_ORDER = {"x": "grad_x", "y": "grad_y", "w": "grad_w"}
+"""Gradient of T in each operand."""
+SECOND_ORDER = {"g": "grad_g2", "x": "grad_x2", "y": "grad_y2", "w": "grad_w2"}
+"""Gradient of T's derivative in the directions vx, vy, vw."""
+
+
+@lru_cache(maxsize=1024)
+def path_program(
+    degrees: tuple[int, int, int], coefficient: float, has_weight: bool, y_kind: Kind = "edge"
+) -> Program:
+    """All formulas of a path.
+
+    Args:
+        degrees: (l1, l2, l3).
+        coefficient: The path's constant.
+        has_weight: Whether the path has a weight; otherwise w is 1 and vw is 0.
+        y_kind: "channel" where the second operand has the channels, too ("uuu").
+    """
+    constants = coefficient * wigner_3j(*degrees)
+    terms = [
+        (*index, float(constants[tuple(index)]))
+        for index in constants.abs().gt(1e-14 * abs(coefficient)).nonzero().tolist()
+    ]
+    w = ["w"] if has_weight else []
+    statements: list[Statement] = []
+
+    def define(name: str, kind: Kind, products: Iterator[tuple[tuple[int, ...], Product]]) -> None:
+        sums: dict[tuple[int, ...], list[Product]] = {}
+        for index, term in products:
+            sums.setdefault(index, []).append(term)
+        statements.extend(
+            Statement(Variable(name, index), kind, tuple(sums[index])) for index in sorted(sums)
+        )
+
+    pairs = sorted({(i, k) for i, _, k, _ in terms})
+    outputs = sorted({k for _, k in pairs})
+    define("M", y_kind, (((i, k), product("y", j, coefficient=c)) for i, j, k, c in terms))
+    define("V", y_kind, (((i, k), product("vy", j, coefficient=c)) for i, j, k, c in terms))
+    define("t", "channel", (((k,), product("M", i, k, "x", i)) for i, k in pairs))
+    define(
+        "s",
+        "channel",
+        (
+            ((k,), term)
+            for i, k in pairs
+            for term in (product("M", i, k, "vx", i), product("V", i, k, "x", i))
+        ),
+    )
+    define("q", "channel", (((k,), product(*w, "g", k)) for k in outputs))
+    if has_weight:
+        define("p", "channel", (((k,), product("vw", "g", k)) for k in outputs))
+
+    define("out", "channel", (((k,), product(*w, "t", k)) for k in outputs))
+    define("grad_x", "channel", (((i,), product("M", i, k, "q", k)) for i, k in pairs))
+    define("r", "channel", (((i, k), product("q", k, "x", i)) for i, k in pairs))
+    define("grad_y", "channel", (((j,), product("r", i, k, coefficient=c)) for i, j, k, c in terms))
+    if has_weight:
+        define("grad_w", "channel", (((), product("t", k, "g", k)) for k in outputs))
+
+    both = ["s"] if not has_weight else ["s", "t"]
+    weights = {"s": w, "t": ["vw"]}
+    define(
+        "grad_g2",
+        "channel",
+        (((k,), product(*weights[name], name, k)) for k in outputs for name in both),
+    )
+    define(
+        "grad_x2",
+        "channel",
+        (
+            ((i,), term)
+            for i, k in pairs
+            for term in (product("V", i, k, "q", k), product("M", i, k, "p", k))
+        ),
+    )
+    define(
+        "r2",
+        "channel",
+        (
+            ((i, k), term)
+            for i, k in pairs
+            for term in (product("q", k, "vx", i), product("p", k, "x", i))
+        ),
+    )
+    define(
+        "grad_y2", "channel", (((j,), product("r2", i, k, coefficient=c)) for i, j, k, c in terms)
+    )
+    if has_weight:
+        define("grad_w2", "channel", (((), product("s", k, "g", k)) for k in outputs))
+    return Program(tuple(statements))

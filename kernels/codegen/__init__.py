@@ -1,0 +1,1 @@
+"""What the generated kernels of all families share: programs, printers, compiler, threads."""
