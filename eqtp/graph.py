@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Graph"]
+__all__ = ["EdgeOrder", "Graph"]
+
+
+class EdgeOrder(NamedTuple):
+    """Edges sorted by one of their ends, int64, each [E].
+
+    Attributes:
+        node: That end, ascending.
+        across: The other end.
+        edge: Number of the edge in the order in which the edges were given.
+    """
+
+    node: Tensor
+    across: Tensor
+    edge: Tensor
 
 
 class Graph:
@@ -85,6 +100,21 @@ class Graph:
     def sorted_dst(self) -> Tensor:
         """Receivers in receiver-sorted order."""
         return self._sorted(self.edge_dst)
+
+    @cached_property
+    def by_receiver(self) -> EdgeOrder:
+        """The edges in receiver-sorted order."""
+        edge = self.receiver_order
+        if edge is None:
+            edge = torch.arange(self.num_edges, device=self.device)
+        return EdgeOrder(self.sorted_dst.long(), self.sorted_src.long(), edge)
+
+    @cached_property
+    def by_sender(self) -> EdgeOrder:
+        """The edges in sender-sorted order; edges of one sender in receiver-sorted order."""
+        receivers, senders, edge = self.by_receiver
+        order = self.sender_order
+        return EdgeOrder(senders[order], receivers[order], edge[order])
 
     def _sorted(self, index: Tensor) -> Tensor:
         return index if self.receiver_order is None else index.index_select(0, self.receiver_order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CHUNK_BYTES", "chunk_rows"]
+__all__ = ["CHUNK_BYTES", "CPU_TILE", "chunk_rows", "cpu_chunk_edges"]
 
 CHUNK_BYTES = 512 << 10
 """Size of the widest intermediate of a chunk. Several of them are alive at a time and share the
@@ -20,3 +20,12 @@ and 2 MiB 118 ms. Chunks that grow with the number of threads are slower than th
 def chunk_rows(row_bytes: int) -> int:
     """Number of edges of a chunk whose widest intermediate takes `row_bytes` per edge."""
     return max(64, CHUNK_BYTES // max(row_bytes, 1))
+
+
+CPU_TILE = 32
+"""Edges of a tile of the C++ kernels, whose matrix elements and rows share the first-level cache."""
+
+
+def cpu_chunk_edges(num_edges: int) -> int:
+    """Edges of a chunk: 256 chunks for any number of threads, of at least two tiles each."""
+    return max(2, -(-num_edges // (256 * CPU_TILE))) * CPU_TILE
