@@ -18,6 +18,7 @@ from torch.nn.functional import silu
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
+from eqtp.kernels.radial import RadialBasis
 from eqtp.models.blocks.element_linear import ElementLinear
 from eqtp.models.blocks.energy import energy_and_derivatives
 from eqtp.models.blocks.radial import SILU_GAIN, BesselBasis, RadialNetwork
@@ -195,7 +196,8 @@ class MACE(nn.Module):
         """
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = spherical_harmonics(self.max_ell, vectors, normalization="component")
-        radial = self.radial_embedding(lengths)
+        embedding = self.radial_embedding
+        radial = RadialBasis(lengths, embedding.forward, embedding.slope)
         features = self.node_embedding(element)
         energies = []
         for interaction, product, readout in zip(
@@ -261,7 +263,7 @@ class Interaction(nn.Module):
         features: Float[Tensor, "nodes dim_in"],
         element: Int[Tensor, " nodes"],
         harmonics: Float[Tensor, "edges dim_harmonics"],
-        radial: Float[Tensor, "edges num_bessel"],
+        radial: RadialBasis,
         graph: Graph,
     ) -> tuple[Float[Tensor, "nodes dim_message"], Float[Tensor, "nodes dim_hidden"]]:
         """The summed messages and the shortcut of the node's own features."""
@@ -269,7 +271,7 @@ class Interaction(nn.Module):
         message = self.conv_tp(
             self.linear_up(features),
             harmonics,
-            radial=(network.hidden(radial), network.matrix(network.num_layers - 1)),
+            radial=(network.hidden(radial), network.last_matrix()),
             graph=graph,
         )
         return self.linear(message) / self.avg_num_neighbors, self.skip_tp(features, element)

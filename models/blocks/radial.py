@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
+
+from eqtp.kernels.radial import RadialBasis, hidden_features
 
 __all__ = ["SILU_GAIN", "BesselBasis", "RadialNetwork", "polynomial_cutoff"]
 
@@ -66,6 +67,16 @@ class BesselBasis(nn.Module):
         envelope = polynomial_cutoff(r, self.r_max, self.p) * math.sqrt(2 / self.r_max) / r
         return torch.sin(r[:, None] * self.bessel_weights) * envelope[:, None]
 
+    def slope(self, r: Float[Tensor, " edges"]) -> Float[Tensor, "edges num_bessel"]:
+        """The derivative of the basis."""
+        u, p = r / self.r_max, self.p
+        envelope = polynomial_cutoff(r, self.r_max, p) * math.sqrt(2 / self.r_max) / r
+        steep = -p * (p + 1) * (p + 2) / 2 * u.pow(p - 1) * (1 - u).square() * (u < 1)
+        slope = (steep * (math.sqrt(2 / self.r_max) / self.r_max) - envelope) / r
+        phase = r[:, None] * self.bessel_weights
+        growing = torch.cos(phase) * (self.bessel_weights * envelope[:, None])
+        return growing + torch.sin(phase) * slope[:, None]
+
 
 class RadialNetwork(nn.Module):
     """Multilayer perceptron without biases, e3nn's `FullyConnectedNet`.
@@ -86,17 +97,13 @@ class RadialNetwork(nn.Module):
             layer.weight = nn.Parameter(torch.randn(fan_in, fan_out))
             self.add_module(f"layer{k}", layer)
 
-    def matrix(self, k: int) -> Float[Tensor, "fan_in fan_out"]:
-        """Matrix of layer k, scaled by 1 / sqrt(fan_in)."""
-        weight: Tensor = getattr(self, f"layer{k}").weight
+    def last_matrix(self) -> Float[Tensor, "fan_in fan_out"]:
+        """Matrix of the last layer, scaled by 1 / sqrt(fan_in)."""
+        weight = self.get_parameter(f"layer{self.num_layers - 1}.weight")
         return weight / math.sqrt(weight.shape[0])
 
-    def hidden(self, x: Float[Tensor, "edges size_in"]) -> Float[Tensor, "edges size_hidden"]:
+    def hidden(self, basis: RadialBasis) -> Float[Tensor, "edges size_hidden"]:
         """Features before the last matrix."""
-        for k in range(self.num_layers - 1):
-            x = silu(x @ self.matrix(k)) * SILU_GAIN
-        return x
-
-    def forward(self, x: Float[Tensor, "edges size_in"]) -> Float[Tensor, "edges size_out"]:
-        """The whole network."""
-        return self.hidden(x) @ self.matrix(self.num_layers - 1)
+        layers = range(self.num_layers - 1)
+        weights = [self.get_parameter(f"layer{k}.weight") for k in layers]
+        return hidden_features(basis, weights, SILU_GAIN)

@@ -1,0 +1,22 @@
+"""The definition of a radial network's hidden layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import silu
+
+__all__ = ["hidden_features"]
+
+
+def hidden_features(
+    basis: Float[Tensor, "edges size_in"], weights: Sequence[Tensor], gain: float
+) -> Float[Tensor, "edges size_out"]:
+    """``h <- gain * silu(h W / sqrt(fan_in))`` for every matrix in turn, from the basis on."""
+    features = basis
+    for weight in weights:
+        features = gain * silu(features @ weight / math.sqrt(weight.shape[0]))
+    return features
