@@ -8,21 +8,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EdgeOrder", "Graph"]
+__all__ = ["EdgeOrder", "Graph", "SenderSums"]
 
 
 class EdgeOrder(NamedTuple):
-    """Edges sorted by one of their ends, int64, each [E].
+    """Edges sorted by receiver, int64, each [E].
 
     Attributes:
-        node: That end, ascending.
-        across: The other end.
-        edge: Number of the edge in the order in which the edges were given.
+        receiver: Receiver of each edge, ascending.
+        sender: Sender of each edge.
+        edge: Number of each edge in the order in which the edges were given.
     """
 
-    node: Tensor
-    across: Tensor
+    receiver: Tensor
+    sender: Tensor
     edge: Tensor
+
+
+class SenderSums(NamedTuple):
+    """How sums at senders are made from receiver-sorted edges in chunks, in a fixed order.
+
+    Every chunk adds up rows of its own, one for each sender it meets; a sender's rows are added
+    afterwards, in the order of the chunks. All int64.
+
+    Attributes:
+        row: The row that each edge adds to, [E].
+        rows: The rows of sender 0, of sender 1, and so on.
+        pointers: Where each sender's rows start in `rows`, [num_src + 1].
+    """
+
+    row: Tensor
+    rows: Tensor
+    pointers: Tensor
 
 
 class Graph:
@@ -55,6 +72,7 @@ class Graph:
         self.num_src = int(num_src)
         self.num_dst = self.num_src if num_dst is None else int(num_dst)
         _validate(edge_src, edge_dst, self.num_src, self.num_dst)
+        self._sender_sums: dict[int, SenderSums] = {}
 
     def __repr__(self) -> str:
         return f"Graph({self.num_edges} edges, {self.num_src} -> {self.num_dst} nodes)"
@@ -109,12 +127,23 @@ class Graph:
             edge = torch.arange(self.num_edges, device=self.device)
         return EdgeOrder(self.sorted_dst.long(), self.sorted_src.long(), edge)
 
-    @cached_property
-    def by_sender(self) -> EdgeOrder:
-        """The edges in sender-sorted order; edges of one sender in receiver-sorted order."""
-        receivers, senders, edge = self.by_receiver
-        order = self.sender_order
-        return EdgeOrder(senders[order], receivers[order], edge[order])
+    def sender_sums(self, chunk_edges: int) -> SenderSums:
+        """Rows for sums at senders, for chunks of so many receiver-sorted edges; kept."""
+        if chunk_edges not in self._sender_sums:
+            self._sender_sums[chunk_edges] = self._make_sender_sums(chunk_edges)
+        return self._sender_sums[chunk_edges]
+
+    def _make_sender_sums(self, chunk_edges: int) -> SenderSums:
+        num_chunks = -(-self.num_edges // chunk_edges)
+        edges = torch.arange(self.num_edges, device=self.device)
+        key = edges // chunk_edges * self.num_src + self.by_receiver.sender
+        met = torch.zeros(num_chunks * self.num_src, dtype=torch.bool, device=self.device)
+        met[key] = True
+        number = met.cumsum(0) - 1
+        by_sender = met.view(num_chunks, self.num_src).t()
+        rows = number.view(num_chunks, self.num_src).t()[by_sender]
+        pointers = torch.nn.functional.pad(by_sender.sum(1).cumsum(0), (1, 0))
+        return SenderSums(number[key], rows, pointers)
 
     def _sorted(self, index: Tensor) -> Tensor:
         return index if self.receiver_order is None else index.index_select(0, self.receiver_order)

@@ -1,12 +1,10 @@
-"""C++ source of one pass of the channelwise product; `_cpu` says what a pass is."""
+"""C++ source of a pass over the edges of a channelwise product; `_cpu` says what a pass is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
 import torch
 
 from eqtp.kernels.channelwise._program import path_program
@@ -14,9 +12,7 @@ from eqtp.kernels.codegen import cpp
 from eqtp.kernels.codegen.program import Program, Statement, Variable
 from eqtp.problem import Path, TensorProductProblem
 
-__all__ = ["LIKE", "End", "Pass"]
-
-End = Literal["receiver", "sender"]
+__all__ = ["LIKE", "Pass"]
 
 LIKE = {
     **dict.fromkeys(("x", "vx", "grad_x", "grad_x2"), "x"),
@@ -33,8 +29,7 @@ class Pass:
 
     Attributes:
         problem: The product.
-        end: The end of the edges whose rows are "at the node"; the other end's are "across".
-        operands: Names of the operands that are given, sorted.
+        operands: Names of the operands that are given.
         results: Names of the results.
         shared: Whether one row of weights serves all edges.
         dtype: float32 or float64.
@@ -42,7 +37,6 @@ class Pass:
     """
 
     problem: TensorProductProblem
-    end: End
     operands: tuple[str, ...]
     results: tuple[str, ...]
     shared: bool
@@ -52,7 +46,9 @@ class Pass:
     @property
     def source(self) -> str:
         """The whole file."""
+        # Paths that read the same block of x1 follow one another: its rows are at hand.
         paths = [p for p in self.problem.paths if self.problem.irreps_in1[p.i_in1].mul > 0]
+        paths.sort(key=lambda path: path.i_in1)
         functions = [self._path(number, path) for number, path in enumerate(paths)]
         calls = [f"    path_{number}(tile);" for number in range(len(paths))]
         return "\n".join(
@@ -64,10 +60,6 @@ class Pass:
                 self._run(),
             ]
         )
-
-    @cached_property
-    def _at_node(self) -> str:
-        return "g" if self.end == "receiver" else "x"
 
     @cached_property
     def _rows(self) -> list[str]:
@@ -86,11 +78,8 @@ class Pass:
 
     def _tile_type(self) -> str:
         """The arguments, and what a tile keeps of them."""
-        constants = "enum {{ {}, TILE = {}, NODE = {} }};".format(
-            ", ".join(f"DIM_{like.upper()} = {dim}" for like, dim in self._dims.items()),
-            self.tile,
-            self._dims[self._at_node],
-        )
+        dims = ", ".join(f"DIM_{like.upper()} = {dim}" for like, dim in self._dims.items())
+        constants = f"enum {{ {dims}, TILE = {self.tile} }};"
         members = [
             f"    {self._const(name)}real* {name}[TILE];  // {self._place(name)}"
             for name in self._rows
@@ -107,8 +96,9 @@ class Pass:
                 constants,
                 "struct Arguments {",
                 *(f"    {pointer}" for pointer in pointers),
-                "    const int64_t *node, *across, *edge;",
-                "    real* carry;",
+                "    const int64_t *receiver, *sender, *edge;",
+                "    const int64_t *row, *rows, *pointers;  // sums at senders, see SenderSums",
+                "    real *carry, *partial;",
                 "};",
                 "struct Tile {",
                 "    int size, nodes, start[TILE + 1];  // edges start[n] ... of node n",
@@ -125,9 +115,7 @@ class Pass:
         return "const " if name in self.operands else ""
 
     def _place(self, name: str) -> str:
-        if LIKE[name] == "w":
-            return "of every edge"
-        return "of every node" if LIKE[name] == self._at_node else "across every edge"
+        return "of every receiver" if LIKE[name] == "g" else "of every edge"
 
     def _path(self, number: int, path: Path) -> str:
         """The function of one path."""
@@ -155,44 +143,48 @@ class Pass:
         }
         return int(start[LIKE[name]])
 
-    def is_at_node(self, name: str) -> bool:
-        """Whether a name's rows belong to the node."""
-        return LIKE[name] == self._at_node
-
     def _run_tile(self, calls: list[str]) -> str:
         """Fills a tile, calls the paths, and writes the gradients in y."""
-        at_node, at_edge, after = [], [], []
+        at_node, at_edge, ahead, after = [], [], [], []
         for name in self._arguments:
             like, dim = LIKE[name], f"DIM_{LIKE[name].upper()}"
-            if like == "y" and name in self.operands:
-                at_edge.append(f"for (int j = 0; j < DIM_Y; ++j) tile.{name}[j][e] = "
-                               f"a.{name}[edge * DIM_Y + j];")
+            result = name in self.results
+            each = "for (int j = 0; j < DIM_Y; ++j)"
+            if like == "y" and result:
+                at_edge.append(f"{each} tile.{name}[e][j] = vec{{}};")
+                after.append(f"{each} a.{name}[edge * DIM_Y + j] = sum_lanes(tile.{name}[e][j]);")
             elif like == "y":
-                at_edge.append(f"for (int j = 0; j < DIM_Y; ++j) tile.{name}[e][j] = vec{{}};")
-                after.append(f"for (int j = 0; j < DIM_Y; ++j) a.{name}[edge * DIM_Y + j] = "
-                             f"sum_lanes(tile.{name}[e][j]);")
-            elif like == self._at_node and name in self.results:
-                at_node.append(f"tile.{name}[n] = node == carried ? carry : a.{name} + node * {dim};")
-            elif like == self._at_node:
-                at_node.append(f"tile.{name}[n] = a.{name} + node * {dim};")
-            elif like == "w" and self.shared and name in self.results:
+                at_edge.append(f"{each} tile.{name}[j][e] = a.{name}[edge * DIM_Y + j];")
+            elif like == "g" and result:
+                at_node.append(f"tile.{name}[n] = node == carried ? carry : a.{name} + node * DIM_G;")
+            elif like == "g":
+                at_node.append(f"tile.{name}[n] = a.{name} + node * DIM_G;")
+            elif like == "x" and result:
+                at_edge.append(f"tile.{name}[e] = a.partial + a.row[first + e] * DIM_X;")
+            elif result and self.shared:
                 at_edge.append(f"tile.{name}[e] = a.{name} + chunk * {self.problem.weight_numel};")
-            elif like == "w":
-                at_edge.append(f"tile.{name}[e] = a.{name} + edge * {dim};")
             else:
-                at_edge.append(f"tile.{name}[e] = a.{name} + a.across[first + e] * {dim};")
+                row = "edge" if like == "w" else "a.sender[first + e]"
+                at_edge.append(f"tile.{name}[e] = a.{name} + {row} * {dim};")
+                row = "a.edge[next]" if like == "w" else "a.sender[next]"
+                if not result:
+                    ahead.append(f"prefetch<{dim}>(a.{name} + {row} * {dim});")
         return _RUN_TILE.format(
             at_node=_indent(at_node, 12),
             at_edge=_indent(at_edge, 8),
+            ahead=_indent(ahead, 12),
             calls="\n".join(calls),
             after=_indent(after, 8),
         )
 
 
     def _run(self) -> str:
-        """The exported function; ends with the rows of nodes that chunks share."""
-        sums = [name for name in self.results if self.is_at_node(name)]
-        return _RUN.replace("@CARRY@", _CARRY.format(result=sums[0]) if sums else "")
+        """The exported function."""
+        text = _RUN
+        for mark, like, part in (("@RECEIVERS@", "g", _RECEIVERS), ("@SENDERS@", "x", _SENDERS)):
+            sums = [name for name in self.results if LIKE[name] == like]
+            text = text.replace(mark, part.format(result=sums[0]) if sums else "")
+        return text
 
 
 @dataclass(frozen=True)
@@ -214,14 +206,14 @@ class _PathPrinter:
             """A variable of an edge statement, or of a channel statement if no matrix element."""
             return f"m[{matrices[variable]}][e]" if variable in matrices else str(variable)
 
-        at_node = [v for v in self._channel_operands if self.parent.is_at_node(v.name)]
-        at_edge = [v for v in self._channel_operands if not self.parent.is_at_node(v.name)]
+        at_node = [v for v in self._channel_operands if LIKE[v.name] == "g"]
+        at_edge = [v for v in self._channel_operands if LIKE[v.name] != "g"]
         sums, writes, body = [], [], []
         for statement in self.program.of_kind("channel"):
             target, value = statement.target, cpp.sum_of_products(statement, lane)
             if target.name not in self.parent.results:
                 body.append(f"const vec {target} = {value};")
-            elif self.parent.is_at_node(target.name):
+            elif LIKE[target.name] == "g":
                 sums.append(target)
                 body.append(f"{target} += {value};")
             elif LIKE[target.name] == "y":
@@ -279,7 +271,8 @@ class _PathPrinter:
 
     def _write(self, v: Variable, value: str) -> str:
         at = self._at(v, "e")
-        total = f"get<FULL>({at}, lanes) + {value}" if self.parent.shared else value
+        adds = LIKE[v.name] == "x" or self.parent.shared
+        total = f"get<FULL>({at}, lanes) + {value}" if adds else value
         return f"put<FULL>({at}, {total}, lanes);"
 
 
@@ -308,20 +301,28 @@ static void path_{number}(Tile& tile) {{
 }}"""
 
 _RUN_TILE = """
+template <int NUMEL> static inline void prefetch(const real* row) {{
+    for (int i = 0; i < NUMEL; i += 64 / sizeof(real)) __builtin_prefetch(row + i);
+}}
 static void run_tile(
-    const Arguments& a, Tile& tile, int64_t first, int size, int64_t chunk, int64_t carried
+    const Arguments& a, Tile& tile, int64_t first, int size, int64_t end, int64_t chunk,
+    int64_t carried
 ) {{
-    real* const carry = a.carry + chunk * NODE;
+    real* const carry = a.carry + chunk * DIM_G;
     tile.size = size;
     tile.nodes = 0;
     for (int e = 0; e < size; ++e) {{
-        const int64_t node = a.node[first + e], edge = a.edge[first + e];
-        if (e == 0 || node != a.node[first + e - 1]) {{
+        const int64_t node = a.receiver[first + e], edge = a.edge[first + e];
+        if (e == 0 || node != a.receiver[first + e - 1]) {{
             const int n = tile.nodes++;
             tile.start[n] = e;
 {at_node}
         }}
 {at_edge}
+        const int64_t next = first + e + TILE;  // the tile after this one is on its way meanwhile
+        if (next < end) {{
+{ahead}
+        }}
     }}
     tile.start[tile.nodes] = size;
 {calls}
@@ -335,13 +336,15 @@ static void run_tile(
 _RUN = (
     cpp.EXPORT
     + """ void run(
-    void** pointers, int64_t edges, int64_t chunk_edges, int threads
+    void** pointers, const int64_t* sizes, int threads
 ) {
     Arguments a;
     std::memcpy(&a, pointers, sizeof a);
+    const int64_t edges = sizes[0], chunk_edges = sizes[1], senders = sizes[2];
     const int64_t chunks = (edges + chunk_edges - 1) / chunk_edges;
     auto carried = [&](int64_t begin) -> int64_t {
-        return begin > 0 && a.node[begin] == a.node[begin - 1] ? a.node[begin] : -1;
+        const bool inside = begin > 0 && a.receiver[begin] == a.receiver[begin - 1];
+        return inside ? a.receiver[begin] : -1;
     };
 #pragma omp parallel num_threads(threads)
     {
@@ -352,19 +355,31 @@ _RUN = (
             const int64_t end = edges < begin + chunk_edges ? edges : begin + chunk_edges;
             for (int64_t first = begin; first < end; first += TILE) {
                 const int size = end - first < TILE ? end - first : TILE;
-                run_tile(a, tile, first, size, chunk, carried(begin));
+                run_tile(a, tile, first, size, end, chunk, carried(begin));
             }
         }
+@SENDERS@
     }
-@CARRY@}
+@RECEIVERS@
+}
 """
 )
 
-_CARRY = """\
+_RECEIVERS = """\
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {{
         const int64_t node = carried(chunk * chunk_edges);
         if (node < 0) continue;
-        real* const row = a.{result} + node * NODE;
-        for (int64_t i = 0; i < NODE; ++i) row[i] += a.carry[chunk * NODE + i];
-    }}
-"""
+        real* const row = a.{result} + node * DIM_G;
+        for (int64_t i = 0; i < DIM_G; ++i) row[i] += a.carry[chunk * DIM_G + i];
+    }}"""
+
+_SENDERS = """\
+#pragma omp for schedule(static)
+        for (int64_t node = 0; node < senders; ++node) {{
+            real* const row = a.{result} + node * DIM_X;
+            for (int64_t i = 0; i < DIM_X; ++i) row[i] = 0;
+            for (int64_t k = a.pointers[node]; k < a.pointers[node + 1]; ++k) {{
+                const real* const part = a.partial + a.rows[k] * DIM_X;
+                for (int64_t i = 0; i < DIM_X; ++i) row[i] += part[i];
+            }}
+        }}"""

@@ -114,12 +114,23 @@ class Program:
             if products:
                 alive.add(statement.target)
                 kept.append(replace(statement, products=products))
-        needed: set[Variable] = set()
-        for statement in reversed(kept):
-            if statement.target.name in wanted or statement.target in needed:
-                needed.add(statement.target)
-                needed.update(f for p in statement.products for f in p.factors)
-        return Program(tuple(s for s in kept if s.target in needed))
+        return Program(tuple(kept))._needed_for(wanted)
+
+    def _needed_for(self, wanted: Collection[str]) -> Program:
+        """What results need, every statement right before its first use: few values are alive."""
+        defined = self.targets
+        order: dict[Variable, Statement] = {}
+
+        def visit(statement: Statement) -> None:
+            for factor in (f for p in statement.products for f in p.factors):
+                if factor in defined and factor not in order:
+                    visit(defined[factor])
+            order[statement.target] = statement
+
+        for statement in self.statements:
+            if statement.target.name in wanted:
+                visit(statement)
+        return Program(tuple(order.values()))
 
     def count(self, kind: Kind) -> int:
         """Number of multiplications and additions of one kind, for one edge (and channel)."""
