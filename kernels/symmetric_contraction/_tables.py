@@ -26,7 +26,7 @@ from eqtp.irreps import Irrep
 from eqtp.so3.symmetric_coupling import monomial_index, monomials, products
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["Tables", "contraction_tables"]
+__all__ = ["Tables", "contraction_tables", "half_turns"]
 
 NUM_CLASSES = 4
 
@@ -74,8 +74,8 @@ def contraction_tables(
 ) -> Tables:
     """The constants of a problem, cached."""
     variables, degree = problem.dim_in + 1, problem.correlation
-    class_in = [0, *itertools.chain(*(_half_turns(ir) for _, ir in problem.irreps_in))]
-    class_out = [*itertools.chain(*(_half_turns(ir) for _, ir in problem.irreps_out))]
+    class_in = [0, *itertools.chain(*(half_turns(ir) for _, ir in problem.irreps_in))]
+    class_out = [*itertools.chain(*(half_turns(ir) for _, ir in problem.irreps_out))]
     lower, higher = monomials(variables, degree - 1), monomials(variables, degree)
     columns: list[list[int]] = [[] for _ in range(NUM_CLASSES)]
     rows: list[list[tuple[int, int]]] = [[] for _ in range(NUM_CLASSES)]
@@ -129,7 +129,7 @@ def _homogeneous_coefficients(
     return torch.cat(rows)
 
 
-def _half_turns(irrep: Irrep) -> list[int]:
+def half_turns(irrep: Irrep) -> list[int]:
     """Class of every component: bit 0, sign under a half turn about y; bit 1, about z.
 
     With the polar axis y and the azimuth from z to x, the component m goes with cos(m phi) for

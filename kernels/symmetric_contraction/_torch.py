@@ -264,6 +264,8 @@ def _composed_double_backward(
     spans: Spans,
 ) -> Sequence[Tensor | None]:
     """Gradients of <directions, (grad_A, grad_table)>, differentiable again, through autograd."""
+    if not spans:  # no nodes
+        return [t * 0 if needed else None for t, needed in zip((a, table, grad), need, strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because grad may itself be a function of a and the partial derivative is wanted.

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ChunkConfig"]
+__all__ = ["CPU_CHUNK_NODES", "CPU_TILE_NODES", "ChunkConfig"]
+
+CPU_TILE_NODES = 4
+"""Nodes that the C++ kernel takes through the polynomials together."""
+
+CPU_CHUNK_NODES = 32
+"""Nodes of one element that share a contraction of weights and couplings."""
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.symmetric_contraction._cpu import DTYPES, symmetric_contraction_cpu
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from eqtp.layout import Layout, check_layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["BACKENDS", "symmetric_contraction"]
+__all__ = ["IMPLEMENTED", "symmetric_contraction"]
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {
+_BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "cpu": symmetric_contraction_cpu,
     "torch": symmetric_contraction_torch,
     "reference": symmetric_contraction_reference,
 }
+IMPLEMENTED = tuple(_BACKENDS)
 
 
 def symmetric_contraction(
@@ -43,7 +47,7 @@ def symmetric_contraction(
         element: Row of weight that each node uses.
         problem: The irreps and the correlation.
         layout: Memory order of x and of the result.
-        backend: "auto", "torch" or "reference".
+        backend: "auto", "cpu", "torch" or "reference".
 
     Returns:
         The polynomials; differentiable in x and weight to any order.
@@ -62,9 +66,20 @@ def symmetric_contraction(
     check_layout(layout)
     _check_operands(x, weight, element, problem)
     resolution = resolve(
-        backend, family="symmetric_contraction", implemented=BACKENDS, device=x.device.type
+        backend,
+        family="symmetric_contraction",
+        implemented=IMPLEMENTED,
+        device=x.device.type,
+        why_not=lambda name: _why_not(name, x.dtype),
     )
-    return BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+    return _BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+
+
+def _why_not(backend: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a call of this dtype, None where it can."""
+    if backend == "cpu" and dtype not in DTYPES:
+        return f"it computes in float32 and float64, got {dtype}"
+    return why_unavailable(backend)
 
 
 def _check_operands(
