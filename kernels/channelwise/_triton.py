@@ -38,21 +38,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from eqtp.graph import EdgeOrder, Graph
-from eqtp.kernels.channelwise._cpu_source import LIKE, End
+from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
-from eqtp.kernels.channelwise._triton_source import (
-    FUNCTION,
-    SUM_PIECES,
-    SUM_PIECES_FUNCTION,
-    Kernel,
-)
-from eqtp.kernels.channelwise.config import (
+from eqtp.kernels.channelwise._triton_config import (
     TRITON_MAX_TERMS,
     TRITON_PIECE_EDGES,
     TRITON_SHARED_PROGRAMS,
     TritonLaunch,
     triton_launch,
+)
+from eqtp.kernels.channelwise._triton_source import (
+    FUNCTION,
+    LIKE,
+    SUM_PIECES,
+    SUM_PIECES_FUNCTION,
+    End,
+    Kernel,
 )
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.problem import TensorProductProblem
@@ -376,9 +377,15 @@ class _Items:
         return cls(rows, rows, {}, None)
 
     @classmethod
-    def of_edges(cls, order: EdgeOrder, first: Tensor) -> _Items:
-        """Nodes whose edges are first[n] <= position < first[n + 1] in an order."""
-        num_nodes, num_edges = len(first) - 1, len(order.edge)
+    def of_edges(cls, first: Tensor, across: Tensor, edge: Tensor) -> _Items:
+        """Nodes whose edges are first[n] <= position < first[n + 1].
+
+        Args:
+            first: Row pointers, [nodes + 1].
+            across: The node at the other end of every edge, in the order of the pointers.
+            edge: The edges' numbers in the order in which they were given.
+        """
+        num_nodes, num_edges = len(first) - 1, len(edge)
         node = torch.arange(num_nodes, device=first.device)
         start = first[:-1]
         pointers = None
@@ -398,8 +405,8 @@ class _Items:
             "item_node": node,
             "item_start": start,
             "item_stop": stop,
-            "across": order.across,
-            "edge": order.edge,
+            "across": across,
+            "edge": edge,
         }
         return cls(num_nodes, len(node), tensors, pointers)
 
@@ -411,9 +418,12 @@ def _items(graph: Graph, end: End) -> _Items:
     """The items of a graph, made when first needed and kept as long as the graph."""
     made = _ITEMS.setdefault(graph, {})
     if end not in made:
-        receivers = end == "receiver"
-        made[end] = _Items.of_edges(
-            graph.by_receiver if receivers else graph.by_sender,
-            graph.receiver_pointers if receivers else graph.sender_pointers,
-        )
+        edge = graph.receiver_order
+        if edge is None:
+            edge = torch.arange(graph.num_edges, device=graph.device)
+        if end == "receiver":
+            made[end] = _Items.of_edges(graph.receiver_pointers, graph.sorted_src, edge)
+        else:
+            order = graph.sender_order
+            made[end] = _Items.of_edges(graph.sender_pointers, graph.sorted_dst[order], edge[order])
     return made[end]

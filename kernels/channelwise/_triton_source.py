@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from textwrap import indent
+from typing import Literal
 
-from eqtp.kernels.channelwise._cpu_source import LIKE, End
 from eqtp.kernels.channelwise._program import path_program
 from eqtp.kernels.codegen.program import Program, Variable
 from eqtp.kernels.codegen.triton import print_statements
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["FUNCTION", "SUM_PIECES", "SUM_PIECES_FUNCTION", "Kernel"]
+__all__ = ["FUNCTION", "LIKE", "SUM_PIECES", "SUM_PIECES_FUNCTION", "End", "Kernel"]
+
+End = Literal["receiver", "sender"]
+
+LIKE = {
+    **dict.fromkeys(("x", "vx", "grad_x", "grad_x2"), "x"),
+    **dict.fromkeys(("y", "vy", "grad_y", "grad_y2"), "y"),
+    **dict.fromkeys(("w", "vw", "grad_w", "grad_w2"), "w"),
+    **dict.fromkeys(("g", "out", "grad_g2"), "g"),
+}
+"""The operand that every name of the program is shaped like."""
 
 FUNCTION = "channelwise"
 SUM_PIECES_FUNCTION = "sum_pieces"
@@ -179,7 +189,7 @@ class Kernel:
             row = "program_row" if is_result else "0"
         if kind == "y":
             slot = f" * {self.slots} + tl.program_id(1)" if is_result else ""
-            return f"{name}_row = {name} + ({row}{slot}) * {dims[kind]}"
+            return f"{name}_row = {name} + {f'({row}{slot})' if slot else row} * {dims[kind]}"
         return f"{name}_row = {name} + {row} * {dims[kind]} + lane"
 
     @property
@@ -230,7 +240,7 @@ def {FUNCTION}({", ".join(self.arguments)}):
             yield from self._edge(known)
         else:
             yield "while position < stop:"
-            yield "    across_row = tl.load(across + position)"
+            yield "    across_row = tl.load(across + position).to(tl.int64)"
             yield "    edge_row = tl.load(edge + position)"
             yield indent("\n".join(self._edge(known)), "    ")
             yield "    position += 1"
@@ -253,6 +263,8 @@ def {FUNCTION}({", ".join(self.arguments)}):
                 kinds,
                 known,
             )
+        # Stores come last: Triton's pointers may alias, no load moves up across a store.
+        for number, program in self.programs:
             for statement in program.statements:
                 target = statement.target
                 if target.name in self.results and target.name not in kinds:
