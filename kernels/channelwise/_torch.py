@@ -1,9 +1,9 @@
 """Plain-PyTorch kernels of the channelwise product: forward, gradient, gradient of the gradient.
 
-Everything is in "ir_mul" layout, channels fastest, in path space (one block of the result per
-path) and grouped by the block of x1 that the paths read; `_blocks.py` has the mathematics of a
-block. Rows are edges, sorted by receiver, in chunks that fit the cache: senders' and receivers'
-rows are gathered for a chunk, worked on, and summed at their nodes in the order of the edges.
+Everything is in "ir_mul" layout, channels fastest, and grouped by the block of x1 that the paths
+read; `_blocks.py` has the mathematics of a block. Rows are edges, in chunks that fit the cache:
+senders' and receivers' rows are gathered for a chunk, worked on, and summed at their nodes in the
+order of the edges.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from eqtp.kernels.channelwise.config import chunk_rows
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
 
-__all__ = ["Plan", "backward", "double_backward", "forward", "make_plan"]
+__all__ = ["backward", "double_backward", "forward"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A problem in path space, laid out for the kernels.
+    """A problem laid out for the kernels.
 
     Attributes:
         blocks: The blocks of x1 that some path reads.
@@ -46,8 +46,8 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.device) -> Plan:
-    """Lays out a problem whose every path has its own block of the result."""
+def _make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Lays out a problem."""
     in1, out = problem.irreps_in1, problem.irreps_out
     paths = [path for path in problem.paths if in1[path.i_in1].mul > 0]
     unit = math.gcd(*(in1[path.i_in1].mul for path in paths)) or 1
@@ -106,15 +106,18 @@ def _coupling(paths: Sequence[Path], problem: TensorProductProblem) -> Tensor:
     return torch.cat(couplings, 1)
 
 
-def forward(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, graph: Graph | None) -> Tensor:
-    """Messages of all paths, summed at receivers: [num_dst or rows, dim_out]."""
+def forward(
+    x: Tensor, y: Tensor, w: Tensor | None, problem: TensorProductProblem, graph: Graph | None
+) -> Tensor:
+    """The messages summed at receivers, or the products of rows: [num_dst or rows, dim_out]."""
+    plan = _make_plan(problem, x.dtype, x.device)
     inputs, weights = _split_input(x, plan), _split_weight(w, y, plan, 1.0)
     outputs = _zero_outputs(y, plan, graph)
     for chunk in _chunks(plan, y, graph):
         for b, block in enumerate(plan.blocks):
             rows = block.forward(chunk.gather(inputs[b]), y[chunk.rows], chunk.of_edge(weights[b]))
             chunk.add_to_receiver(outputs[b], rows)
-    return _join_output(outputs, plan)
+    return _join_output(outputs, y, plan)
 
 
 def backward(
@@ -122,11 +125,12 @@ def backward(
     x: Tensor,
     y: Tensor,
     w: Tensor | None,
-    plan: Plan,
+    problem: TensorProductProblem,
     graph: Graph | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of sum(g * forward(x, y, w)) in x, y and w, those that are needed."""
+    plan = _make_plan(problem, x.dtype, x.device)
     inputs, results = _split_input(x, plan), _split_output(g, plan)
     weights = _split_weight(w, y, plan, 1.0)
     sums = _GradientSums(inputs, y, w, plan, (False, *needs), graph)
@@ -151,7 +155,7 @@ def double_backward(
     x: Tensor,
     y: Tensor,
     w: Tensor | None,
-    plan: Plan,
+    problem: TensorProductProblem,
     graph: Graph | None,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -159,6 +163,7 @@ def double_backward(
 
     An absent direction (None) costs nothing.
     """
+    plan = _make_plan(problem, x.dtype, x.device)
     inputs, results = _split_input(x, plan), _split_output(g, plan)
     weights = _split_weight(w, y, plan, 1.0)
     v_inputs = None if v_x is None else _split_input(v_x, plan)
@@ -225,7 +230,7 @@ def _chunks(plan: Plan, y: Tensor, graph: Graph | None) -> Iterator[_Chunk]:
         if graph is None:
             yield _Chunk(rows, None, None)
         else:
-            yield _Chunk(rows, graph.sorted_src[rows], graph.sorted_dst[rows])
+            yield _Chunk(rows, graph.edge_src[rows], graph.edge_dst[rows])
 
 
 class _GradientSums:
@@ -297,7 +302,7 @@ class _GradientSums:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients in g, x, y and w, in the operands' own order."""
         return (
-            None if self.g is None else _join_output(self.g, self.plan),
+            None if self.g is None else _join_output(self.g, x, self.plan),
             None if self.x is None else _join_input(self.x, x, self.plan),
             self.y,
             self.w,
@@ -351,13 +356,14 @@ def _zero_outputs(y: Tensor, plan: Plan, graph: Graph | None) -> list[Tensor]:
     return [y.new_zeros(num_rows, block.num_rows, block.mul) for block in plan.blocks]
 
 
-def _join_output(blocks: Sequence[Tensor], plan: Plan) -> Tensor:
-    """Adjoint of `_split_output`; every column belongs to one path."""
-    joined = blocks[0].new_empty(len(blocks[0]), plan.dim_out)
+def _join_output(blocks: Sequence[Tensor], like: Tensor, plan: Plan) -> Tensor:
+    """Adjoint of `_split_output`; paths may share a block of the result."""
+    num_rows = len(blocks[0]) if blocks else 0
+    joined = like.new_zeros(num_rows, plan.dim_out)
     for block, part in zip(plan.blocks, blocks, strict=True):
         flat, start = part.flatten(1), 0
         for columns in block.out:
             width = columns.stop - columns.start
-            joined[:, columns] = flat[:, start : start + width]
+            joined[:, columns] += flat[:, start : start + width]
             start += width
     return joined

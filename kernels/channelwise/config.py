@@ -42,3 +42,38 @@ def cpu_chunk_edges(num_edges: int) -> int:
     """Edges of a chunk: 4 to 32 chunks, for any number of threads."""
     num_chunks = min(max(num_edges // 2048, 4), 32)
     return max(1, -(-num_edges // (num_chunks * CPU_TILE))) * CPU_TILE
+
+
+@dataclass(frozen=True)
+class TritonLaunch:
+    """How the Triton kernels of a pass are launched and how much each takes on.
+
+    Attributes:
+        channels: Channels of a program.
+        num_warps: Warps of a program.
+        num_stages: Stages of Triton's software pipeline.
+        max_kept: Values per channel that stay in registers for an edge or longer.
+        max_products: Products of all statements, which bounds the time to compile.
+    """
+
+    channels: int
+    num_warps: int
+    num_stages: int
+    max_kept: int
+    max_products: int
+
+
+def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
+    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads."""
+    return TritonLaunch(
+        channels=lanes,
+        num_warps=1,
+        num_stages=1,
+        max_kept=60 * 4 // itemsize,
+        max_products=1000,
+    )
+
+
+TRITON_PIECE_EDGES = 256
+TRITON_SHARED_PROGRAMS = 1024
+TRITON_MAX_TERMS = 2000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,15 +12,16 @@ from torch import Tensor
 from eqtp.autograd import wanted_gradients
 from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
-from eqtp.irreps import Irreps
-from eqtp.kernels.channelwise import _torch, reference
+from eqtp.kernels.channelwise import _cpu, _torch, reference
+from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports"]
+__all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports", "why_not"]
 
-IMPLEMENTED = ("torch", "reference")
+IMPLEMENTED = ("cpu", "torch", "reference")
+_KERNELS = {"cpu": _cpu, "torch": _torch}
 
 
 def supports(problem: TensorProductProblem) -> bool:
@@ -79,81 +79,31 @@ def channelwise_tensor_product(
             f"irreps_in2='{problem.irreps_in2}' and modes "
             f"{sorted({path.mode for path in problem.paths})}; use tensor_product"
         )
-    resolution = resolve(
-        backend, family="channelwise", implemented=IMPLEMENTED, device=x2.device.type
-    )
+    kernel = resolve(
+        backend,
+        family="channelwise",
+        implemented=IMPLEMENTED,
+        device=x2.device.type,
+        why_not=lambda name: why_not(name, problem, x2.dtype),
+    ).backend
     if radial is not None:
-        problem, columns = _weights_by_block(problem)
-        weight = radial[0] @ radial[1].index_select(1, columns.to(x1.device))
+        weight = radial[0] @ radial[1]
     validate(x1, x2, weight, problem, graph)
-    if resolution.backend == "reference":
+    if kernel == "reference":
         return reference.channelwise_tensor_product(
             x1, x2, weight, problem, graph=graph, layout=layout
         )
-    separate, owners = _separate_paths(problem)
-    if graph is not None and graph.receiver_order is not None:
-        x2 = x2.index_select(0, graph.receiver_order)
-        if weight is not None and weight.ndim == 2:
-            weight = weight.index_select(0, graph.receiver_order)
-    plan = _torch.make_plan(separate, x1.dtype, x1.device)
     x = to_layout(x1, problem.irreps_in1, layout, "ir_mul").contiguous()
     rows = None if weight is None else (weight[None] if weight.ndim == 1 else weight).contiguous()
-    out: Tensor = _Product.apply(x, x2.contiguous(), rows, plan, graph, separate)  # type: ignore[no-untyped-call]
-    return to_layout(_collapse(out, problem, owners), problem.irreps_out, "ir_mul", layout)
+    out: Tensor = _Product.apply(x, x2.contiguous(), rows, _KERNELS[kernel], graph, problem)  # type: ignore[no-untyped-call]
+    return to_layout(out, problem.irreps_out, "ir_mul", layout)
 
 
-@lru_cache(maxsize=256)
-def _weights_by_block(problem: TensorProductProblem) -> tuple[TensorProductProblem, Tensor]:
-    """The problem with its weights grouped by block of x1, and the columns in that order.
-
-    The kernels read weights block after block. Where they are a matrix product anyway, turning the
-    columns of the matrix is free, and turning those of the weights (two copies of them in each
-    pass) is saved.
-    """
-    starts: dict[int, int] = {}
-    columns: list[int] = []
-    for index, path in sorted(enumerate(problem.paths), key=lambda item: item[1].i_in1):
-        starts[index] = len(columns)
-        columns += range(path.weight_slice.start, path.weight_slice.stop)
-    paths = (replace(path, weight_start=starts[i]) for i, path in enumerate(problem.paths))
-    return replace(problem, paths=tuple(paths)), torch.tensor(columns, dtype=torch.long)
-
-
-@lru_cache(maxsize=256)
-def _separate_paths(
-    problem: TensorProductProblem,
-) -> tuple[TensorProductProblem, tuple[tuple[int, ...], ...] | None]:
-    """The problem with one result block per path, grouped by the block it belongs to.
-
-    The second value lists for every block of irreps_out the separate blocks to be summed, or is
-    None when the result is already that of the problem (each block has exactly one path).
-    """
-    order = sorted(range(len(problem.paths)), key=lambda i: (problem.paths[i].i_out, i))
-    position = {index: rank for rank, index in enumerate(order)}
-    blocks = [problem.irreps_out[problem.paths[index].i_out] for index in order]
-    paths = tuple(replace(path, i_out=position[i]) for i, path in enumerate(problem.paths))
-    separate = replace(problem, irreps_out=Irreps(blocks), paths=paths)
-    owners = tuple(
-        tuple(position[i] for i in order if problem.paths[i].i_out == i_out)
-        for i_out in range(len(problem.irreps_out))
-    )
-    return separate, None if all(len(owner) == 1 for owner in owners) else owners
-
-
-def _collapse(
-    out: Tensor, problem: TensorProductProblem, owners: tuple[tuple[int, ...], ...] | None
-) -> Tensor:
-    """Sums the paths of each result block."""
-    if owners is None:
-        return out
-    columns = []
-    start = 0
-    for owner, (mul, ir) in zip(owners, problem.irreps_out, strict=True):
-        dim = mul * ir.dim
-        part = out[:, start : start + len(owner) * dim]
-        columns.append(part.unflatten(1, (len(owner), dim)).sum(1))
-        start += len(owner) * dim
-    return torch.cat(columns, dim=1)
+def why_not(backend: str, problem: TensorProductProblem, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a channelwise product; None where it can."""
+    if backend == "cpu" and dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, got {dtype}"
+    return why_unavailable(backend)
 
 
 class _Product(torch.autograd.Function):
@@ -163,8 +113,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, w: Tensor | None, *where: Any) -> Tensor:
         ctx.save_for_backward(x, y, w)
         ctx.where = where
-        plan, graph, _ = where
-        return _torch.forward(x, y, w, plan, graph)
+        kernel, graph, problem = where
+        return kernel.forward(x, y, w, problem, graph)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -185,8 +135,8 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(g, x, y, w)
         ctx.where = where
         ctx.set_materialize_grads(False)
-        plan, graph, _ = where
-        return _torch.backward(g, x, y, w, plan, graph, needs)
+        kernel, graph, problem = where
+        return kernel.backward(g, x, y, w, problem, graph, needs)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -216,8 +166,8 @@ class _SecondGradient(torch.autograd.Function):
         ctx.save_for_backward(v_x, v_y, v_w, g, x, y, w)
         ctx.where = where
         ctx.set_materialize_grads(False)
-        plan, graph, _ = where
-        return _torch.double_backward(v_x, v_y, v_w, g, x, y, w, plan, graph, needs)
+        kernel, graph, problem = where
+        return kernel.double_backward(v_x, v_y, v_w, g, x, y, w, problem, graph, needs)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -258,8 +208,6 @@ def _second_gradient_by_definition(
 ) -> tuple[Tensor, ...]:
     """What `_SecondGradient` computes, as a differentiable expression of the definition."""
     weighted = replace(problem, paths=tuple(path for path in problem.paths if path.has_weight))
-    if graph is not None:
-        graph = Graph(graph.sorted_src, graph.sorted_dst, graph.num_src, graph.num_dst)
     total = g.new_zeros(())
     for a, b, c, paths in ((v_x, y, w, problem), (x, v_y, w, problem), (x, y, v_w, weighted)):
         if a is None or b is None or (c is None and paths is weighted):
