@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+
 import torch
 
 from eqtp.kernels.channelwise._program import path_program
@@ -156,7 +157,8 @@ class Pass:
             elif like == "y":
                 at_edge.append(f"{each} tile.{name}[j][e] = a.{name}[edge * DIM_Y + j];")
             elif like == "g" and result:
-                at_node.append(f"tile.{name}[n] = node == carried ? carry : a.{name} + node * DIM_G;")
+                row = f"node == carried ? carry : a.{name} + node * DIM_G"
+                at_node.append(f"tile.{name}[n] = {row};")
             elif like == "g":
                 at_node.append(f"tile.{name}[n] = a.{name} + node * DIM_G;")
             elif like == "x" and result:
@@ -176,7 +178,6 @@ class Pass:
             calls="\n".join(calls),
             after=_indent(after, 8),
         )
-
 
     def _run(self) -> str:
         """The exported function."""
@@ -226,7 +227,7 @@ class _PathPrinter:
             number=self.number,
             mul=self.mul,
             matrices=self._matrices(edge),
-            parameter=f", const real (*m)[TILE]" if edge else "",
+            parameter=", const real (*m)[TILE]" if edge else "",
             argument=", m" if edge else "",
             sums=_indent((f"vec {v} = {{}};" for v in sums), 8),
             at_node=_indent((self._load(v, "n") for v in at_node), 8),
@@ -248,9 +249,7 @@ class _PathPrinter:
         for v in operands:
             column = self.parent.first_column(v.name, self.path) + v.indices[0]
             loads.append(f"const vec {v} = load(&tile.{v.name}[{column}][e]);")
-        stores = [
-            f"store(&m[{i}][e], {cpp.sum_of_products(s, str)});" for i, s in enumerate(edge)
-        ]
+        stores = [f"store(&m[{i}][e], {cpp.sum_of_products(s, str)});" for i, s in enumerate(edge)]
         lines = _indent([*loads, *stores], 8)
         return (
             f"    alignas(64) real m[{len(edge)}][TILE];\n"

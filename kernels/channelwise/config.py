@@ -35,7 +35,7 @@ def chunk_rows(row_bytes: int) -> int:
 
 
 CPU_TILE = 16
-"""Edges of a tile of the C++ kernels, whose matrix elements and rows share the first-level cache."""
+"""Edges of a tile of the C++ kernels; their matrix elements and rows share the first-level cache."""
 
 
 def cpu_chunk_edges(num_edges: int) -> int:

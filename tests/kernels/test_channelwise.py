@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.channelwise import _torch as kernel
-from eqtp.kernels.channelwise import channelwise_tensor_product, supports
+from eqtp.kernels.channelwise import _torch, channelwise_tensor_product, supports
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.layout import Layout
 from eqtp.problem import TensorProductProblem
 from eqtp.so3 import rand_matrix, wigner_D
 
-# The same functions for calls with unpacked operands, which no signature can follow.
-KERNEL: Callable[..., Tensor] = channelwise_tensor_product
-DEFINITION: Callable[..., Tensor] = definition.tensor_product
+Product = Callable[..., Tensor]  # called with unpacked operands, which no signature can follow
+
+DEFINITION: Product = definition.tensor_product
+REFERENCE: Product = functools.partial(channelwise_tensor_product, backend="reference")
 
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
@@ -83,6 +84,14 @@ CASES = {
     "one_edge": Case("2x1o", "1o", "2x0e", ((0, 0, 0, "uvu", True),), 1, 1, 1),
 }
 FORMS = ("rows", "graph")
+
+
+@pytest.fixture(params=["cpu", "torch"])
+def product(request: pytest.FixtureRequest) -> Product:
+    """The channelwise product of each backend."""
+    return functools.partial(channelwise_tensor_product, backend=request.param)
+
+
 WEIGHTS = ("per_row", "shared")
 
 
@@ -132,13 +141,13 @@ def nonlinear_gradients(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
 def test_matches_definition_to_third_order(
-    name: str, form: str, weights: str, layout: Layout
+    name: str, form: str, weights: str, layout: Layout, product: Product
 ) -> None:
     case = CASES[name]
     operands, graph = make(case, form, weights)
 
     def ours(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
-        return channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph, layout=layout)
+        return product(x1, x2, weight, case.problem, graph=graph, layout=layout)
 
     def exact(x1: Tensor, x2: Tensor, weight: Tensor | None) -> Tensor:
         return definition.tensor_product(x1, x2, weight, case.problem, graph=graph, layout=layout)
@@ -158,17 +167,17 @@ def test_matches_definition_to_third_order(
 def test_own_definition_matches(name: str, form: str) -> None:
     case = CASES[name]
     operands, graph = make(case, form, "per_row")
-    ours = KERNEL(*operands, case.problem, graph=graph, backend="reference")
+    ours = REFERENCE(*operands, case.problem, graph=graph)
     exact = DEFINITION(*operands, case.problem, graph=graph)
     close(ours, exact, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["mace", "shared_blocks"])
-def test_float32(name: str) -> None:
+def test_float32(name: str, product: Product) -> None:
     operands, graph = make(CASES[name], "graph", "per_row", torch.float32)
     problem = CASES[name].problem
     double = [t.detach().double().requires_grad_() for t in operands if t is not None]
-    ours = nonlinear_gradients(lambda *t: KERNEL(*t, problem, graph=graph), operands, 1)
+    ours = nonlinear_gradients(lambda *t: product(*t, problem, graph=graph), operands, 1)
     exact = nonlinear_gradients(lambda *t: DEFINITION(*t, problem, graph=graph), tuple(double), 1)
     for a, b in zip(ours, exact, strict=True):
         assert a.dtype == torch.float32
@@ -177,43 +186,43 @@ def test_float32(name: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["mace", "shared_blocks", "one_edge"])
-def test_gradgradcheck(name: str, form: str) -> None:
+def test_gradgradcheck(name: str, form: str, product: Product) -> None:
     case = dataclasses.replace(CASES[name], num_edges=min(CASES[name].num_edges, 4))
     operands, graph = make(case, form, "per_row")
 
-    def product(*t: Tensor) -> Tensor:
-        return KERNEL(*t, case.problem, graph=graph)
+    def function(*t: Tensor) -> Tensor:
+        return product(*t, case.problem, graph=graph)
 
-    assert torch.autograd.gradcheck(product, operands)
-    assert torch.autograd.gradgradcheck(product, operands)
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_each_derivative_alone(order: int) -> None:
+def test_each_derivative_alone(order: int, product: Product) -> None:
     """Gradients asked for one operand at a time, as force training asks for positions only."""
     case = CASES["shared_blocks"]
     operands, graph = make(case, "graph", "per_row")
     for alone in range(3):
         inputs = [t if i == alone else t.detach() for i, t in enumerate(operands) if t is not None]
 
-        def value(product: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> Tensor:
-            return (product(*inputs, case.problem, graph=graph) ** 2).sum()
-
-        ours, exact = (value(product) for product in (KERNEL, DEFINITION))
+        ours, exact = (
+            (function(*inputs, case.problem, graph=graph) ** 2).sum()
+            for function in (product, DEFINITION)
+        )
         for _ in range(order):
             ours = torch.autograd.grad(ours, inputs[alone], create_graph=True)[0].pow(2).sum()
             exact = torch.autograd.grad(exact, inputs[alone], create_graph=True)[0].pow(2).sum()
         close(ours, exact, torch.float64)
 
 
-def test_second_gradient_with_one_direction() -> None:
+def test_second_gradient_with_one_direction(product: Product) -> None:
     """The gradient of one first gradient: the other directions are absent, not zero-filled."""
     case = CASES["mace"]
     operands, graph = make(case, "graph", "per_row")
     for direction in range(3):
         results = []
-        for product in (KERNEL, DEFINITION):
-            value = (product(*operands, case.problem, graph=graph) ** 2).sum()
+        for function in (product, DEFINITION):
+            value = (function(*operands, case.problem, graph=graph) ** 2).sum()
             grads = torch.autograd.grad(value, operands, create_graph=True)
             results.append(torch.autograd.grad(grads[direction].sin().sum(), operands))
         for a, b in zip(*results, strict=True):
@@ -221,7 +230,7 @@ def test_second_gradient_with_one_direction() -> None:
 
 
 @pytest.mark.parametrize("improper", [False, True])
-def test_equivariance(improper: bool) -> None:
+def test_equivariance(improper: bool, product: Product) -> None:
     problem = CASES["mace"].problem
     (x1, x2, weight), graph = make(CASES["mace"], "graph", "per_row")
     rotation = rand_matrix()
@@ -232,24 +241,67 @@ def test_equivariance(improper: bool) -> None:
         matrix: Tensor = torch.block_diag(*[s * b for s, b in zip(sign, blocks, strict=True)])
         return matrix
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        return channelwise_tensor_product(a, b, weight, problem, graph=graph)
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return product(a, b, weight, problem, graph=graph)
 
-    rotated = product(x1 @ represent(problem.irreps_in1).T, x2 @ represent(problem.irreps_in2).T)
-    close(rotated, product(x1, x2) @ represent(problem.irreps_out).T, torch.float64)
+    rotated = function(x1 @ represent(problem.irreps_in1).T, x2 @ represent(problem.irreps_in2).T)
+    close(rotated, function(x1, x2) @ represent(problem.irreps_out).T, torch.float64)
 
 
-def test_edge_order_does_not_matter_and_runs_are_equal() -> None:
+def test_edge_order_does_not_matter_and_runs_are_equal(product: Product) -> None:
     case = dataclasses.replace(CASES["mace"], num_edges=200)
     (x1, x2, weight), graph = make(case, "graph", "per_row")
     assert graph is not None
     assert weight is not None
     order = torch.argsort(graph.edge_dst, stable=True)
     other = Graph(graph.edge_src[order], graph.edge_dst[order], case.num_src, case.num_dst)
-    a = channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph)
-    b = channelwise_tensor_product(x1, x2[order], weight[order], case.problem, graph=other)
-    assert torch.equal(a, b)
-    assert torch.equal(a, channelwise_tensor_product(x1, x2, weight, case.problem, graph=graph))
+    a = product(x1, x2, weight, case.problem, graph=graph)
+    b = product(x1, x2[order], weight[order], case.problem, graph=other)
+    close(a, b, torch.float64)
+    assert torch.equal(a, product(x1, x2, weight, case.problem, graph=graph))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_threads_do_not_matter(weights: str) -> None:
+    """Also with hubs: more edges on one node than a chunk holds."""
+    case = dataclasses.replace(CASES["mace"], num_edges=3000, num_src=3, num_dst=2)
+    operands, graph = make(case, "graph", weights)
+
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        try:
+            return nonlinear_gradients(
+                lambda *t: channelwise_tensor_product(*t, case.problem, graph=graph), operands, 2
+            )
+        finally:
+            torch.set_num_threads(1)
+
+    exact = nonlinear_gradients(lambda *t: DEFINITION(*t, case.problem, graph=graph), operands, 2)
+    for one, three, expected in zip(run(1), run(3), exact, strict=True):
+        assert torch.equal(one, three)
+        close(one, expected, torch.float64)
+
+
+@pytest.mark.parametrize("mul", [1, 5, 16, 19, 33])
+def test_channels_that_do_not_fill_a_register(mul: int) -> None:
+    case = Case(
+        f"{mul}x1o+2x0e",
+        "1o",
+        f"{mul}x0e+{mul}x2e+2x1o",
+        ((0, 0, 0, "uvu", True), (0, 0, 1, "uvu", True), (1, 0, 2, "uvu", True)),
+    )
+    for dtype in TOLERANCES:
+        operands, graph = make(case, "graph", "per_row", dtype)
+        ours = nonlinear_gradients(
+            lambda *t, graph=graph: channelwise_tensor_product(*t, case.problem, graph=graph),
+            operands,
+            1,
+        )
+        exact = nonlinear_gradients(
+            lambda *t, graph=graph: DEFINITION(*t, case.problem, graph=graph), operands, 1
+        )
+        for a, b in zip(ours, exact, strict=True):
+            close(a, b, dtype)
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,22 +309,23 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     operands, graph = make(case, "graph", "per_row")
 
     def run() -> list[Tensor]:
-        return nonlinear_gradients(lambda *t: KERNEL(*t, case.problem, graph=graph), operands, 2)
+        product = functools.partial(channelwise_tensor_product, backend="torch")
+        return nonlinear_gradients(lambda *t: product(*t, case.problem, graph=graph), operands, 2)
 
     whole = run()
-    monkeypatch.setattr(kernel, "chunk_rows", lambda row_bytes: 7)
+    monkeypatch.setattr(_torch, "chunk_rows", lambda row_bytes: 7)
     for a, b in zip(run(), whole, strict=True):
         close(a, b, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_index_dtypes(dtype: torch.dtype) -> None:
+def test_index_dtypes(dtype: torch.dtype, product: Product) -> None:
     case = CASES["mace"]
     operands, graph = make(case, "graph", "per_row")
     assert graph is not None
     other = Graph(graph.edge_src.to(dtype), graph.edge_dst.to(dtype), case.num_src, case.num_dst)
     a, b = (
-        nonlinear_gradients(lambda *t, g=g: KERNEL(*t, case.problem, graph=g), operands, 2)
+        nonlinear_gradients(lambda *t, g=g: product(*t, case.problem, graph=g), operands, 2)
         for g in (graph, other)
     )
     for one, two in zip(a, b, strict=True):
@@ -280,7 +333,7 @@ def test_index_dtypes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["mace", "shared_blocks", "no_weights_and_order"])
-def test_radial_is_a_product_of_matrices(name: str) -> None:
+def test_radial_is_a_product_of_matrices(name: str, product: Product) -> None:
     case = CASES[name]
     (x1, x2, weight), graph = make(case, "graph", "per_row")
     assert weight is not None
@@ -288,9 +341,7 @@ def test_radial_is_a_product_of_matrices(name: str) -> None:
     matrix = torch.randn(3, case.problem.weight_numel, requires_grad=True)
 
     def ours(x1: Tensor, x2: Tensor, hidden: Tensor, matrix: Tensor) -> Tensor:
-        return channelwise_tensor_product(
-            x1, x2, None, case.problem, radial=(hidden, matrix), graph=graph
-        )
+        return product(x1, x2, None, case.problem, radial=(hidden, matrix), graph=graph)
 
     def exact(x1: Tensor, x2: Tensor, hidden: Tensor, matrix: Tensor) -> Tensor:
         return definition.tensor_product(x1, x2, hidden @ matrix, case.problem, graph=graph)
