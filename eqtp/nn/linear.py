@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eqtp.irreps import Irrep, Irreps
+from eqtp.kernels.linear import LinearProblem, linear, serves
 from eqtp.layout import Layout, check_layout
 from eqtp.problem import parse_irreps
 
@@ -62,6 +63,7 @@ class Linear(nn.Module):
             for mul_out, ir_out in self.irreps_out
             if ir_in == ir_out
         )
+        self._problem = LinearProblem.from_irreps(self.irreps_in, self.irreps_out)
         self._runs = _runs(self.irreps_in)
         self._blocks, self._segments = _output_blocks(self._runs, self.irreps_out)
         scalars = [mul for mul, ir in self.irreps_out if ir.is_scalar()] if biases else []
@@ -95,13 +97,20 @@ class Linear(nn.Module):
             got = "None" if weight is None else f"shape {tuple(weight.shape)}"
             raise ValueError(f"weight must have shape [{self.weight_numel}], got {got}")
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        channels = self._channels(rows)
-        matrices = weight.split(self._segments)
-        pieces = [self._output(rows, channels, matrices, block) for block in self._blocks]
-        out = pieces[0] if len(pieces) == 1 else torch.cat([*pieces, rows[:, :0]], dim=1)
+        if self.layout == "ir_mul" and serves(rows, weight):
+            out = linear(rows, weight, self._problem)
+        else:
+            out = self._matrix_products(rows, weight)
         if self.bias is not None:
             out = out + self._bias_columns(self.bias)
         return out.reshape(*x.shape[:-1], self.irreps_out.dim)
+
+    def _matrix_products(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The map as one matrix product per irrep in plain torch."""
+        channels = self._channels(x)
+        matrices = weight.split(self._segments)
+        pieces = [self._output(x, channels, matrices, block) for block in self._blocks]
+        return pieces[0] if len(pieces) == 1 else torch.cat([*pieces, x[:, :0]], dim=1)
 
     def _channels(self, x: Tensor) -> list[Tensor]:
         """The channels of every run as rows of a matrix product, [rows * dim, channels].

@@ -12,6 +12,7 @@ import math
 import torch
 
 from eqtp.kernels.codegen import cpp
+from eqtp.kernels.linear.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
 
@@ -53,64 +54,16 @@ static inline vec exponential(vec x) {{
 """
 
 _BODY = """
-#include <algorithm>
-#include <cmath>
-#include <vector>
-
 constexpr int TILE = 16;    // distinct lengths per tile: its 64 features stay in the L2 cache
 constexpr int CHUNKS = 16;  // partial sums of the gradients of the weights, whatever the threads
-constexpr int COLUMNS = WIDTH == 64 ? 4 : 2;  // registers of a block of a matrix product
-constexpr int ROWS = 4;
-
 static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// c[i, :] (+)= sum_k a[i, k] b[k, :] for M rows and N registers; a has any strides.
-template <int M, int N>
-static inline void block(int64_t depth, const real* a, int64_t row, int64_t column, const real* b,
-                         int64_t ldb, real* c, int64_t ldc, bool add) {
-    vec sum[M][N];
-#pragma GCC unroll 8
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) sum[i][j] = add ? load(c + i * ldc + j * LANES) : vec{};
-    for (int64_t k = 0; k < depth; ++k) {
-        vec right[N];
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) right[j] = load(b + k * ldb + j * LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < M; ++i)
-#pragma GCC unroll 8
-            for (int j = 0; j < N; ++j) sum[i][j] += a[i * row + k * column] * right[j];
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) store(c + i * ldc + j * LANES, sum[i][j]);
-}
-
-template <int M>
-static inline void rows(int64_t registers, int64_t depth, const real* a, int64_t row,
-                        int64_t column, const real* b, int64_t ldb, real* c, int64_t ldc,
-                        bool add) {
-    for (; registers >= COLUMNS; registers -= COLUMNS, b += COLUMNS * LANES, c += COLUMNS * LANES)
-        block<M, COLUMNS>(depth, a, row, column, b, ldb, c, ldc, add);
-    for (; registers > 0; --registers, b += LANES, c += LANES)
-        block<M, 1>(depth, a, row, column, b, ldb, c, ldc, add);
-}
-
-// c [m, n] (+)= a [m, depth] b [depth, n], n a multiple of LANES.
-static void product(int64_t m, int64_t n, int64_t depth, const real* a, int64_t row,
-                    int64_t column, const real* b, int64_t ldb, real* c, int64_t ldc, bool add) {
-    for (; m >= ROWS; m -= ROWS, a += ROWS * row, c += ROWS * ldc)
-        rows<ROWS>(n / LANES, depth, a, row, column, b, ldb, c, ldc, add);
-    for (; m > 0; --m, a += row, c += ldc)
-        rows<1>(n / LANES, depth, a, row, column, b, ldb, c, ldc, add);
-}
-
-// Memory of a thread that lasts from call to call.
-static real* memory(std::vector<real>& buffer, int64_t size) {
-    if ((int64_t)buffer.size() < size + LANES) buffer.resize(size + LANES);
-    return (real*)(((uintptr_t)buffer.data() + WIDTH - 1) / WIDTH * WIDTH);
+// c [m, n] (+)= a [m, depth] b [depth, n]; a has any strides.
+static void multiply(int64_t m, int64_t n, int64_t depth, const real* a, int64_t row,
+                     int64_t column, const real* b, int64_t ldb, real* c, int64_t ldc, bool add) {
+    product(
+        m, n, depth, [=](int64_t i, int64_t k) { return a[i * row + k * column]; },
+        [=](int64_t k) { return b + k * ldb; }, [=](int64_t i) { return c + i * ldc; }, add);
 }
 
 struct Network {
@@ -177,12 +130,12 @@ struct Tile {
             const int64_t in = net.sizes[k], width = net.width(k);
             real* h = features[k];
             if (k == 0) {
-                product(n, width, in, basis, in, 1, net.forward[0], width, h, width, false);
+                multiply(n, width, in, basis, in, 1, net.forward[0], width, h, width, false);
                 if (slopes)
-                    product(n, width, in, slope, in, 1, net.forward[0], width, h + n * width,
+                    multiply(n, width, in, slope, in, 1, net.forward[0], width, h + n * width,
                             width, false);
             } else {
-                product((1 + slopes) * n, width, in, features[k - 1], net.width(k - 1), 1,
+                multiply((1 + slopes) * n, width, in, features[k - 1], net.width(k - 1), 1,
                         net.forward[k], width, h, width, false);
             }
             for (int64_t i = 0; i < n * width; i += LANES) {
@@ -217,15 +170,15 @@ struct Tile {
                 store(lower + i, sum);
             }
             if (k == 0) {
-                product(in, width, n, basis, 1, in, lower, width, gradients[0], width, true);
+                multiply(in, width, n, basis, 1, in, lower, width, gradients[0], width, true);
                 if (slopes)
-                    product(in, width, n, slope, 1, in, lower + n * width, width, gradients[0],
+                    multiply(in, width, n, slope, 1, in, lower + n * width, width, gradients[0],
                             width, true);
             } else {
                 const int64_t before = net.width(k - 1);
-                product(in, width, (1 + slopes) * n, features[k - 1], 1, before, lower, width,
+                multiply(in, width, (1 + slopes) * n, features[k - 1], 1, before, lower, width,
                         gradients[k], width, true);
-                product((1 + slopes) * n, before, out, lower, width, 1, net.backward[k], before,
+                multiply((1 + slopes) * n, before, out, lower, width, 1, net.backward[k], before,
                         upper, before, false);
             }
         }
@@ -368,4 +321,6 @@ def source(dtype: torch.dtype) -> str:
     exponential = _EXPONENTIAL.format(
         **numbers, high=high, low=low, last=1 / math.factorial(degree), horner=horner
     )
-    return f"{cpp.prelude(dtype)}#define EXPORT {cpp.EXPORT}\n{exponential}{_BODY}"
+    headers = "#include <algorithm>\n#include <cmath>\n#include <vector>\n"
+    export = f"#define EXPORT {cpp.EXPORT}\n"
+    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + exponential + _BODY

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eqtp.irreps import Irreps
+from eqtp.kernels.linear import LinearProblem, linear
 from eqtp.problem import parse_irreps
 
 __all__ = ["ElementLinear"]
@@ -35,45 +34,11 @@ class ElementLinear(nn.Module):
         super().__init__()
         self.irreps_in = parse_irreps(irreps_in)
         self.irreps_out = parse_irreps(irreps_out)
-        self.num_elements = num_elements
-        self._paths = [
-            (i_in, i_out, block_in.mul * num_elements * block_out.mul)
-            for i_in, block_in in enumerate(self.irreps_in)
-            for i_out, block_out in enumerate(self.irreps_out)
-            if block_in.ir == block_out.ir
-        ]
-        self.weight = nn.Parameter(torch.randn(sum(numel for _, _, numel in self._paths)))
+        self.problem = LinearProblem.from_irreps(self.irreps_in, self.irreps_out, num_elements)
+        self.weight = nn.Parameter(torch.randn(self.problem.weight_numel))
 
     def forward(
         self, x: Float[Tensor, "nodes dim_in"], element: Int[Tensor, " nodes"]
     ) -> Float[Tensor, "nodes dim_out"]:
         """Applies each node's own weights."""
-        order = torch.argsort(element, stable=True)
-        counts = torch.bincount(element, minlength=self.num_elements).tolist()
-        blocks: list[Tensor | None] = [None] * len(self.irreps_out)
-        x = x.index_select(0, order)
-        weights = self.weight.split([numel for *_, numel in self._paths])
-        for (i_in, i_out, _), weight in zip(self._paths, weights, strict=True):
-            block_in, block_out = self.irreps_in[i_in], self.irreps_out[i_out]
-            fan_in = self.num_elements * sum(
-                self.irreps_in[i].mul for i, j, _ in self._paths if j == i_out
-            )
-            matrices = weight.view(block_in.mul, self.num_elements, block_out.mul)
-            columns = x[:, self.irreps_in.slices()[i_in]]
-            parts = [
-                rows.reshape(-1, block_in.mul) @ matrices[:, z]
-                for z, rows in enumerate(columns.split(counts))
-                if len(rows) > 0
-            ]
-            result = torch.cat(parts) if parts else x.new_zeros(0, block_out.mul)
-            result = result.view(-1, block_out.dim) / math.sqrt(fan_in)
-            previous = blocks[i_out]
-            blocks[i_out] = result if previous is None else previous + result
-        out = torch.cat(
-            [
-                x.new_zeros(len(x), self.irreps_out[i].dim) if block is None else block
-                for i, block in enumerate(blocks)
-            ],
-            dim=1,
-        )
-        return out.index_select(0, torch.argsort(order))
+        return linear(x, self.weight, self.problem, element)
