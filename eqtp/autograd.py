@@ -1,4 +1,4 @@
-"""Which gradients a backward pass will really use."""
+"""What the `backward` of a `torch.autograd.Function` needs: who asks, and for what."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["wanted_gradients"]
+__all__ = ["as_own_nodes", "wanted_gradients"]
 
 
 def wanted_gradients(ctx: Any, operands: Sequence[Tensor | None]) -> tuple[bool, ...]:
@@ -35,3 +35,12 @@ def _will_execute(node: Any) -> bool:
         return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # a leaf that `torch.autograd.grad` was asked for
         return True
+
+
+def as_own_nodes(*tensors: Tensor) -> list[Tensor]:
+    """The same tensors as nodes of their own, so that gradients in them are partial derivatives.
+
+    A `backward` that differentiates a formula of its saved tensors must not follow the graph from
+    one of them to another: an incoming gradient usually depends on the inputs.
+    """
+    return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
+from eqtp.autograd import as_own_nodes, wanted_gradients
 from eqtp.backend import resolve
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.radial import _cpu, reference
@@ -110,7 +110,7 @@ class _Hidden(torch.autograd.Function):
         if grad_features is not None:
             grad_features = grad_features.contiguous()
         if any(to_weights) and torch.is_grad_enabled():
-            operands = _aliases(lengths, *weights)
+            operands = as_own_nodes(lengths, *weights)
             features = _definition(ctx.basis, operands, ctx.gain)
             grads[2:] = torch.autograd.grad(features, operands, grad_features, create_graph=True)
             return tuple(grads)
@@ -150,7 +150,7 @@ class _LengthGradient(torch.autograd.Function):
         if wanted[2] or torch.is_grad_enabled():
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
-                operands = _aliases(grad_features, lengths, *weights)
+                operands = as_own_nodes(grad_features, lengths, *weights)
                 features = _definition(ctx.basis, operands[1:], ctx.gain)
                 (gradient,) = torch.autograd.grad(
                     features, operands[1], operands[0], create_graph=True
@@ -169,8 +169,3 @@ class _LengthGradient(torch.autograd.Function):
 def _definition(basis: RadialBasis, operands: Sequence[Tensor], gain: float) -> Tensor:
     lengths, *weights = operands
     return reference.hidden_features(basis.functions(lengths), weights, gain)
-
-
-def _aliases(*tensors: Tensor) -> list[Tensor]:
-    """The same tensors as other nodes of the graph: gradients in them are partial derivatives."""
-    return [tensor.view_as(tensor) for tensor in tensors]

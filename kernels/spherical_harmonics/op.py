@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqtp.kernels.spherical_harmonics import _torch
+from eqtp.autograd import as_own_nodes, wanted_gradients
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.spherical_harmonics import _cpu, _torch
 from eqtp.so3.solid_harmonics import Normalization
 
 
@@ -59,7 +61,11 @@ def spherical_harmonics(
             f"vec must be torch.float32 or torch.float64, got {vec.dtype}; convert it, e.g. with "
             "vec.float()"
         )
-    harmonics = _torch.spherical_harmonics(lmax, vec.reshape(-1, 3), normalization, normalize)
+    rows = vec.reshape(-1, 3)
+    if _compiled_code_serves(vec):
+        harmonics = _Harmonics.apply(rows.contiguous(), lmax, normalization, normalize)  # type: ignore[no-untyped-call]
+    else:
+        harmonics = _torch.spherical_harmonics(lmax, rows, normalization, normalize)
     return harmonics.view(*vec.shape[:-1], (lmax + 1) ** 2)
 
 
@@ -72,3 +78,64 @@ def check_options(lmax: int, normalization: str) -> None:
             f"normalization must be one of {', '.join(get_args(Normalization))}, "
             f"got {normalization!r}"
         )
+
+
+def _compiled_code_serves(vec: Tensor) -> bool:
+    return (
+        vec.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and why_unavailable("cpu") is None
+    )
+
+
+class _Harmonics(torch.autograd.Function):
+    """The harmonics of rows in C++."""
+
+    @staticmethod
+    def forward(ctx: Any, vec: Tensor, *options: Any) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(vec)
+        lmax, *rest = options
+        return _cpu.forward(lmax, vec, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (vec,) = ctx.saved_tensors
+        grad = _Gradient.apply(vec, g.contiguous(), *ctx.options)  # type: ignore[no-untyped-call]
+        return grad, None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """Gradient of <g, harmonics> in the vectors.
+
+    What a loss on forces asks of it is a derivative along a direction; the gradient in the vectors
+    once more, and all that is differentiated further, is plain torch's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vec: Tensor, g: Tensor, *options: Any) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(vec, g)
+        lmax, *rest = options
+        return _cpu.gradient(lmax, vec, g, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> Any:
+        vec, g = ctx.saved_tensors
+        to_vec, to_g = wanted_gradients(ctx, (vec, g))
+        lmax, *rest = ctx.options
+        if not to_vec and not torch.is_grad_enabled():
+            along = _cpu.directional(lmax, vec, direction.contiguous(), *rest) if to_g else None
+            return None, along, None, None, None
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            operands = as_own_nodes(vec, g)
+            harmonics = _torch.spherical_harmonics(lmax, operands[0], *rest)
+            (gradient,) = torch.autograd.grad(
+                harmonics, operands[:1], operands[1], create_graph=True
+            )
+        found = torch.autograd.grad(
+            gradient, operands, direction, create_graph=create_graph, materialize_grads=True
+        )
+        return (*found, None, None, None)
