@@ -292,7 +292,7 @@ class _GradientSums:
 
     def _write_units(self, target: Tensor, units: Tensor) -> None:
         """Shared weights are summed over chunks, others are written once."""
-        if len(target) == 1:
+        if self.w is not None and len(self.w) == 1:  # not len(target): a chunk may have one row
             target += units
         else:
             target.copy_(units)
