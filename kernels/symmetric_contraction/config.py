@@ -7,10 +7,16 @@ from dataclasses import dataclass
 __all__ = ["CPU_CHUNK_NODES", "CPU_TILE_NODES", "ChunkConfig"]
 
 CPU_TILE_NODES = 4
-"""Nodes that the C++ kernel takes through the polynomials together."""
+"""Nodes that the C++ kernel takes through the polynomials together. Every constant is loaded once
+per tile; the factors of a tile should stay in the first-level cache. Value, gradient in x and
+weights, second gradient in ms on one core of an AMD EPYC (Zen 4), float32, 135 nodes of four
+elements, 32 channels, lmax 3, correlation 3, result 0e+1o: 2 nodes 0.126, 0.434, 0.660; 4 nodes
+0.111, 0.359, 0.653; 8 nodes 0.107, 0.374, 0.728."""
 
 CPU_CHUNK_NODES = 32
-"""Nodes of one element that share a contraction of weights and couplings."""
+"""Nodes of one element that share a contraction of weights and couplings, and the unit of work of a
+thread. 64 are no faster beyond the noise, and 32 leave more pieces to the threads: two threads need
+0.369 ms for the second gradient above, one 0.672."""
 
 
 @dataclass(frozen=True)
