@@ -113,6 +113,8 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, h: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
+        if h is None and v is None:
+            return (None,) * 6
         x, weight, grad, element = ctx.saved_tensors
         need = wanted_gradients(ctx, (x, weight, grad))
         second = _composed_second_gradient if torch.is_grad_enabled() else _second_gradient
