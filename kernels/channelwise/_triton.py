@@ -29,7 +29,7 @@ Sums are kept in the type of the arithmetic: float64 for float64, else float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -208,31 +208,38 @@ class Pass:
         }
         return {name: LIKE[name] != "y" and blocks[name] >= full[LIKE[name]] for name in blocks}
 
-    def _parts(self) -> Iterator[tuple[int, ...]]:
-        """Paths in groups of one multiplicity, as large as the launch choices allow."""
+    def _parts(self) -> list[tuple[int, ...]]:
+        """Paths in groups of one multiplicity: as few as the limits allow, of similar size."""
+        fewest = self._greedy_parts(1.0)
+        for share in (0.5, 0.6, 0.7, 0.8, 0.9):
+            parts = self._greedy_parts(share)
+            if len(parts) == len(fewest):
+                return parts
+        return fewest
+
+    def _greedy_parts(self, share: float) -> list[tuple[int, ...]]:
+        """Groups that are filled one after the other up to a share of the limits."""
         in1, paths = self.problem.irreps_in1, self.problem.paths
         numbers = [number for number, path in enumerate(paths) if in1[path.i_in1].mul > 0]
         numbers.sort(key=lambda number: (in1[paths[number].i_in1].mul, paths[number].i_in1))
-        part: tuple[int, ...] = ()
+        parts: list[tuple[int, ...]] = []
         for number in numbers:
             if not self._kernel((number,)).programs:
                 continue
-            longer = (*part, number)
-            if part and not self._fits(longer):
-                yield part
-                longer = (number,)
-            part = longer
-        if part:
-            yield part
+            if parts and self._fits((*parts[-1], number), share):
+                parts[-1] = (*parts[-1], number)
+            else:
+                parts.append((number,))
+        return parts
 
-    def _fits(self, numbers: tuple[int, ...]) -> bool:
+    def _fits(self, numbers: tuple[int, ...], share: float) -> bool:
         in1, paths = self.problem.irreps_in1, self.problem.paths
         if len({in1[paths[number].i_in1].mul for number in numbers}) > 1:
             return False
         kernel = self._kernel(numbers)
         return (
-            kernel.num_kept <= self.launch.max_kept
-            and kernel.num_products <= self.launch.max_products
+            kernel.num_kept <= share * self.launch.max_kept
+            and kernel.num_products <= share * self.launch.max_products
         )
 
     def _kernel(self, paths: tuple[int, ...]) -> Kernel:

@@ -34,12 +34,13 @@ class TritonLaunch:
 
 def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
     """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads."""
+    max_products = {(4, 32): 800, (8, 32): 500, (4, 64): 500, (8, 64): 400}[itemsize, lanes]
     return TritonLaunch(
         channels=lanes,
         num_warps=1,
         num_stages=1,
         max_kept=60 * 4 // itemsize,
-        max_products=1000,
+        max_products=max_products,
     )
 
 
