@@ -17,6 +17,11 @@ a receiver whose edges started in an earlier chunk is summed into a row of the c
 the same way (`Graph.sender_sums`): the rows of x1 are narrow, those of the result wide, and walking
 the edges a second time by sender would read a wide row for every edge.
 
+Weights may come as h m, from the hidden features h of a radial network and its last matrix m
+(`radial_forward`): a tile computes those of one path, uses them, and turns their gradients into
+gradients of h and m, all in the cache. The weights of 158,000 edges of a large MACE would take
+1.4 GB.
+
 Everything is in "ir_mul" layout; several paths may add to one block of the result.
 """
 
@@ -32,12 +37,19 @@ from torch import Tensor
 from eqtp.graph import EdgeOrder, Graph, SenderSums
 from eqtp.kernels.channelwise._cpu_source import LIKE, Pass
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
-from eqtp.kernels.channelwise.config import CPU_TILE, cpu_chunk_edges
+from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE, cpu_chunk_edges
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["backward", "double_backward", "forward"]
+__all__ = [
+    "backward",
+    "double_backward",
+    "forward",
+    "radial_backward",
+    "radial_double_backward",
+    "radial_forward",
+]
 
 
 def forward(
@@ -82,6 +94,52 @@ def double_backward(
     return tuple(results.get(SECOND_ORDER[slot]) for slot in "gxyw")
 
 
+def radial_forward(
+    x: Tensor, y: Tensor, h: Tensor, m: Tensor, problem: TensorProductProblem, graph: Graph | None
+) -> Tensor:
+    """`forward` with the weights h @ m, h [E, hidden] and m [hidden, weight_numel]."""
+    return _run(problem, graph, {"x": x, "y": y, "h": h, "m": m}, ["out"])["out"]
+
+
+def radial_backward(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    h: Tensor,
+    m: Tensor,
+    problem: TensorProductProblem,
+    graph: Graph | None,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of sum(g * radial_forward(x, y, h, m)) in x, y, h and m."""
+    wanted = {slot: f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need}
+    operands = {"g": g, "x": x, "y": y, "h": h, "m": m}
+    results = _run(problem, graph, operands, wanted.values())
+    return tuple(results.get(f"grad_{slot}") for slot in "xyhm")
+
+
+def radial_double_backward(
+    v_x: Tensor | None,
+    v_y: Tensor | None,
+    v_h: Tensor | None,
+    v_m: Tensor | None,
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    h: Tensor,
+    m: Tensor,
+    problem: TensorProductProblem,
+    graph: Graph | None,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of sum_a v_a d/da sum(g * radial_forward(x, y, h, m)) in g, x, y, h and m."""
+    wanted = {slot: f"grad_{slot}2" for slot, need in zip("gxyhm", needs, strict=True) if need}
+    operands = {"g": g, "x": x, "y": y, "h": h, "m": m}
+    directions = {"vx": v_x, "vy": v_y, "vh": v_h, "vm": v_m}
+    results = _run(problem, graph, operands | directions, wanted.values())
+    return tuple(results.get(f"grad_{slot}2") for slot in "gxyhm")
+
+
 def _run(
     problem: TensorProductProblem,
     graph: Graph | None,
@@ -90,7 +148,8 @@ def _run(
 ) -> dict[str, Tensor]:
     """Computes the results `wanted` of the operands that are given."""
     operands = {name: tensor for name, tensor in given.items() if tensor is not None}
-    y, w = operands["y"], operands.get("w")
+    y, w, h = operands["y"], operands.get("w"), operands.get("h")
+    hidden = 0 if h is None else h.shape[1]
     num_edges = y.shape[0]
     shared = w is not None and w.shape[0] != num_edges
     chunk = cpu_chunk_edges(num_edges)
@@ -101,30 +160,34 @@ def _run(
         "y": (num_edges, problem.irreps_in2.dim),
         "w": (num_chunks if shared else num_edges, problem.weight_numel),
         "g": (nodes[1], problem.irreps_out.dim),
+        "h": (num_edges, hidden),
+        "m": (num_chunks, hidden, problem.weight_numel),
     }
+    summed = {"g", "m", "w"} if shared else {"g", "m"}  # results that kernels add to
     results = {
         name: y.new_zeros(shapes[LIKE[name]])
-        if LIKE[name] == "g" or (LIKE[name] == "w" and shared)
+        if LIKE[name] in summed
         else memory.empty(y, *shapes[LIKE[name]])
         for name in wanted
     }
     if not results:
         return {}
-    kernel = _kernel(Pass(problem, tuple(operands), tuple(results), shared, y.dtype, CPU_TILE))
+    tile = CPU_RADIAL_TILE if hidden else CPU_TILE
+    kernel_pass = Pass(problem, tuple(operands), tuple(results), shared, y.dtype, tile, hidden)
     order = _edge_order(graph, num_edges)
     sums = _sender_sums(graph, num_edges, chunk if "x" in map(LIKE.get, results) else None)
     carry = y.new_zeros(num_chunks, problem.irreps_out.dim)
     partial = y.new_zeros(len(sums.rows), problem.irreps_in1.dim)
-    tensors = (*operands.values(), *results.values(), *order, *sums, carry, partial)
-    kernel(
+    turned = [operands[name].t().contiguous() for name in kernel_pass.turned]
+    tensors = (*operands.values(), *results.values(), *turned, *order, *sums, carry, partial)
+    _kernel(kernel_pass)(
         (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
         (ctypes.c_int64 * 3)(num_edges, chunk, nodes[0]),
         torch.get_num_threads(),
     )
-    if shared:
-        for name in results:
-            if LIKE[name] == "w":
-                results[name] = results[name].sum(0, keepdim=True)
+    for name in results:
+        if LIKE[name] == "m" or (LIKE[name] == "w" and shared):  # one part per chunk
+            results[name] = results[name].sum(0, keepdim=LIKE[name] == "w")
     return results
 
 

@@ -20,8 +20,10 @@ LIKE = {
     **dict.fromkeys(("y", "vy", "grad_y", "grad_y2"), "y"),
     **dict.fromkeys(("w", "vw", "grad_w", "grad_w2"), "w"),
     **dict.fromkeys(("g", "out", "grad_g2"), "g"),
+    **dict.fromkeys(("h", "vh", "grad_h", "grad_h2"), "h"),
+    **dict.fromkeys(("m", "vm", "grad_m", "grad_m2"), "m"),
 }
-"""The operand that every name of the program is shaped like."""
+"""The operand that every name is shaped like; w = h m where weights come from a radial network."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Pass:
         shared: Whether one row of weights serves all edges.
         dtype: float32 or float64.
         tile: Edges per tile.
+        hidden: Columns of h where the weights are h m and never in memory; 0 where they are rows.
     """
 
     problem: TensorProductProblem
@@ -43,6 +46,7 @@ class Pass:
     shared: bool
     dtype: torch.dtype
     tile: int
+    hidden: int = 0
 
     @property
     def source(self) -> str:
@@ -51,10 +55,12 @@ class Pass:
         paths = [p for p in self.problem.paths if self.problem.irreps_in1[p.i_in1].mul > 0]
         paths.sort(key=lambda path: path.i_in1)
         functions = [self._path(number, path) for number, path in enumerate(paths)]
-        calls = [f"    path_{number}(tile);" for number in range(len(paths))]
+        arguments = "a, tile, chunk" if self.hidden else "tile"
+        calls = [f"    path_{number}({arguments});" for number in range(len(paths))]
         return "\n".join(
             [
                 cpp.prelude(self.dtype),
+                cpp.MATRIX_PRODUCT if self.hidden else "",
                 self._tile_type(),
                 *functions,
                 self._run_tile(calls),
@@ -63,9 +69,34 @@ class Pass:
         )
 
     @cached_property
+    def present(self) -> tuple[str, ...]:
+        """The operands as the program knows them."""
+        names = [name for name in self.operands if LIKE[name] not in "hm"]
+        if self.hidden:
+            names.append("w")
+            if "vh" in self.operands or "vm" in self.operands:
+                names.append("vw")
+        return tuple(names)
+
+    @cached_property
+    def computed(self) -> tuple[str, ...]:
+        """The results as the program knows them.
+
+        With w = h m and its direction vw = vh m + h vm, the gradient in h is grad_w2 m^T + grad_w
+        vm^T and that in m is h^T grad_w2 + vh^T grad_w.
+        """
+        names = [name for name in self.results if LIKE[name] not in "hm"]
+        for order, other in (("", ()), ("2", ("grad_w",))):
+            if f"grad_h{order}" in self.results or f"grad_m{order}" in self.results:
+                names.append(f"grad_w{order}")
+                names += other if "vw" in self.present else ()
+        return tuple(names)
+
+    @cached_property
     def _rows(self) -> list[str]:
-        """Operands and results that are rows of memory; those of y are kept turned instead."""
-        return [name for name in (*self.operands, *self.results) if LIKE[name] != "y"]
+        """Names whose rows are in memory; those of y are turned, those of w may be computed."""
+        absent = "yhmw" if self.hidden else "yhm"
+        return [name for name in (*self.present, *self.computed) if LIKE[name] not in absent]
 
     @cached_property
     def _dims(self) -> dict[str, int]:
@@ -75,12 +106,15 @@ class Pass:
             "y": problem.irreps_in2.dim,
             "w": 0 if self.shared else problem.weight_numel,
             "g": problem.irreps_out.dim,
+            "h": self.hidden,
+            "m": self.hidden * problem.weight_numel,
         }
 
     def _tile_type(self) -> str:
         """The arguments, and what a tile keeps of them."""
         dims = ", ".join(f"DIM_{like.upper()} = {dim}" for like, dim in self._dims.items())
-        constants = f"enum {{ {dims}, TILE = {self.tile} }};"
+        widest = max((mul for mul, _ in self.problem.irreps_in1), default=0)
+        constants = f"enum {{ {dims}, TILE = {self.tile}, CHANNELS = {widest} }};"
         members = [
             f"    {self._const(name)}real* {name}[TILE];  // {self._place(name)}"
             for name in self._rows
@@ -91,12 +125,24 @@ class Pass:
             if LIKE[name] == "y"
         ]
         members += [f"    vec {name}[TILE][DIM_Y];" for name in self.results if LIKE[name] == "y"]
+        if self.hidden:
+            members += [
+                f"    alignas(64) real {name}[TILE][CHANNELS];"
+                for name in (*self.present, *self.computed)
+                if LIKE[name] == "w"
+            ]
+            members += [
+                f"    alignas(64) real {name}[TILE][DIM_H];"
+                for name in self._arguments
+                if LIKE[name] == "h"
+            ]
         pointers = [f"{self._const(name)}real* {name};" for name in self._arguments]
         return "\n".join(
             [
                 constants,
                 "struct Arguments {",
                 *(f"    {pointer}" for pointer in pointers),
+                *(f"    const real* {name}_turned;" for name in self.turned),
                 "    const int64_t *receiver, *sender, *edge;",
                 "    const int64_t *row, *rows, *pointers;  // sums at senders, see SenderSums",
                 "    real *carry, *partial;",
@@ -112,6 +158,13 @@ class Pass:
     def _arguments(self) -> tuple[str, ...]:
         return (*self.operands, *self.results)
 
+    @cached_property
+    def turned(self) -> tuple[str, ...]:
+        """The matrices that are needed turned as well, [weight_numel, hidden]."""
+        if not any(LIKE[name] == "h" for name in self.results):
+            return ()
+        return tuple(name for name in self.operands if LIKE[name] == "m")
+
     def _const(self, name: str) -> str:
         return "const " if name in self.operands else ""
 
@@ -122,15 +175,16 @@ class Pass:
         """The function of one path."""
         program = path_program(
             self.problem.degrees(path), path.coefficient, path.has_weight
-        ).specialize(self.operands, self.results)
+        ).specialize(self.present, self.computed)
         mul = self.problem.irreps_in1[path.i_in1].mul
         missing = [
             name
-            for name in self.results
+            for name in self.computed
             if LIKE[name] == "w" and path.has_weight and Variable(name) not in program.targets
         ]
         if not program.statements and not missing:
-            return f"static inline void path_{number}(Tile&) {{}}"
+            parameters = "const Arguments&, Tile&, int64_t" if self.hidden else "Tile&"
+            return f"static inline void path_{number}({parameters}) {{}}"
         return _PathPrinter(self, number, path, program, mul, missing).text()
 
     def first_column(self, name: str, path: Path) -> int:
@@ -139,7 +193,7 @@ class Pass:
         start = {
             "x": problem.irreps_in1.slices()[path.i_in1].start,
             "y": problem.irreps_in2.slices()[path.i_in2].start,
-            "w": path.weight_start,
+            "w": 0 if self.hidden else path.weight_start,
             "g": problem.irreps_out.slices()[path.i_out].start,
         }
         return int(start[LIKE[name]])
@@ -163,6 +217,15 @@ class Pass:
                 at_node.append(f"tile.{name}[n] = a.{name} + node * DIM_G;")
             elif like == "x" and result:
                 at_edge.append(f"tile.{name}[e] = a.partial + a.row[first + e] * DIM_X;")
+            elif like == "h":
+                each = "for (int i = 0; i < DIM_H; ++i)"
+                if result:
+                    at_edge.append(f"{each} tile.{name}[e][i] = 0;")
+                    after.append(f"{each} a.{name}[edge * DIM_H + i] = tile.{name}[e][i];")
+                else:
+                    at_edge.append(f"{each} tile.{name}[e][i] = a.{name}[edge * DIM_H + i];")
+            elif like == "m":
+                continue
             elif result and self.shared:
                 at_edge.append(f"tile.{name}[e] = a.{name} + chunk * {self.problem.weight_numel};")
             else:
@@ -212,7 +275,7 @@ class _PathPrinter:
         sums, writes, body = [], [], []
         for statement in self.program.of_kind("channel"):
             target, value = statement.target, cpp.sum_of_products(statement, lane)
-            if target.name not in self.parent.results:
+            if target.name not in self.parent.computed:
                 body.append(f"const vec {target} = {value};")
             elif LIKE[target.name] == "g":
                 sums.append(target)
@@ -226,6 +289,11 @@ class _PathPrinter:
         return _PATH.format(
             number=self.number,
             mul=self.mul,
+            arguments="const Arguments& a, Tile& tile, int64_t chunk"
+            if self.parent.hidden
+            else "Tile& tile",
+            before=_indent(self._weights(), 4),
+            after=_indent(self._gradients(), 4),
             matrices=self._matrices(edge),
             parameter=", const real (*m)[TILE]" if edge else "",
             argument=", m" if edge else "",
@@ -256,6 +324,52 @@ class _PathPrinter:
             f"    for (int e = 0; e < tile.size; e += LANES) {{\n{lines}\n    }}"
         )
 
+    def _weights(self) -> list[str]:
+        """The path's weights, and their direction, from the radial network's hidden features."""
+        operands = self.parent.operands
+        read = {v.name for v in self._channel_operands}
+        lines = []
+        for target, factors in (("w", [("h", "m")]), ("vw", [("vh", "m"), ("h", "vm")])):
+            first = True
+            for h, m in factors:
+                if self.parent.hidden and target in read and h in operands and m in operands:
+                    lines.append(
+                        f"matrix_product(tile.size, MUL, DIM_H, &tile.{h}[0][0], DIM_H, 1, "
+                        f"a.{m} + {self.path.weight_start}, {self._numel}, "
+                        f"&tile.{target}[0][0], CHANNELS, {_boolean(not first)});"
+                    )
+                    first = False
+        return lines
+
+    def _gradients(self) -> list[str]:
+        """Gradients in the hidden features and the matrix, from those in the weights."""
+        if not (self.parent.hidden and self.path.has_weight):
+            return []
+        lines = []
+        for order, pairs in (
+            ("", [("grad_w", "h", "m")]),
+            ("2", [("grad_w2", "h", "m"), ("grad_w", "vh", "vm")]),
+        ):
+            for grad_w, h, m in pairs:
+                if f"grad_h{order}" in self.parent.results and m in self.parent.operands:
+                    lines.append(
+                        f"matrix_product(tile.size, DIM_H, MUL, &tile.{grad_w}[0][0], CHANNELS, 1, "
+                        f"a.{m}_turned + {self.path.weight_start} * DIM_H, DIM_H, "
+                        f"&tile.grad_h{order}[0][0], DIM_H, true);"
+                    )
+                if f"grad_m{order}" in self.parent.results and h in self.parent.operands:
+                    lines.append(
+                        f"matrix_product(DIM_H, MUL, tile.size, &tile.{h}[0][0], 1, DIM_H, "
+                        f"&tile.{grad_w}[0][0], CHANNELS, "
+                        f"a.grad_m{order} + chunk * DIM_M + {self.path.weight_start}, "
+                        f"{self._numel}, true);"
+                    )
+        return lines
+
+    @property
+    def _numel(self) -> int:
+        return self.parent.problem.weight_numel
+
     def _at(self, v: Variable, index: str) -> str:
         component = v.indices[0] if v.indices else 0
         column = self.parent.first_column(v.name, self.path) + component * self.mul
@@ -275,6 +389,10 @@ class _PathPrinter:
         return f"put<FULL>({at}, {total}, lanes);"
 
 
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
 def _indent(lines: Iterable[str], columns: int) -> str:
     return "\n".join(" " * columns + line for line in lines)
 
@@ -292,11 +410,13 @@ static inline void channels_{number}(Tile& tile{parameter}, int c, int lanes) {{
 {flush}
     }}
 }}
-static void path_{number}(Tile& tile) {{
-{matrices}
+static void path_{number}({arguments}) {{
     constexpr int MUL = {mul}, WHOLE = MUL - MUL % LANES;
+{before}
+{matrices}
     for (int c = 0; c < WHOLE; c += LANES) channels_{number}<true>(tile{argument}, c, LANES);
     if constexpr (WHOLE < MUL) channels_{number}<false>(tile{argument}, WHOLE, MUL - WHOLE);
+{after}
 }}"""
 
 _RUN_TILE = """

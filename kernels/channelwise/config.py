@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "CHUNK_BYTES",
+    "CPU_RADIAL_TILE",
     "CPU_TILE",
     "TRITON_MAX_TERMS",
     "TRITON_PIECE_EDGES",
@@ -36,6 +37,9 @@ def chunk_rows(row_bytes: int) -> int:
 
 CPU_TILE = 16
 """Edges of a tile of the C++ kernels; their matrix elements and rows share the first-level cache."""
+
+CPU_RADIAL_TILE = 32
+"""Edges of a tile whose weights are computed: the wider, the less often the matrix is read."""
 
 
 def cpu_chunk_edges(num_edges: int) -> int:
