@@ -10,10 +10,11 @@ is not shown by this.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Usage:
         registers: Registers (on AMD: vector registers).
         spills: Spilled registers; on NVIDIA accesses of local memory.
         stack: Bytes of local memory; 0 on AMD, where `spills` says all.
-        seconds: Time to compile.
+        seconds: CPU time to compile; less where Triton's own cache has the kernel.
     """
 
     registers: int
@@ -114,13 +115,18 @@ def make_pass(
 def compile_pass(plan: Pass, target: str) -> Iterator[tuple[Kernel, Usage]]:
     """Compiles the kernels of a pass, one after the other."""
     for kernel in plan.kernels:
-        start = time.perf_counter()
+        start = _cpu_seconds()
         compiled = _compile(plan, kernel, target)
-        seconds = time.perf_counter() - start
+        seconds = _cpu_seconds() - start
         if target.startswith("sm_"):
             yield kernel, _read_cubin(compiled.asm["cubin"], seconds)
         else:
             yield kernel, _read_amdgcn(compiled.asm["amdgcn"], seconds)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of the assemblers that it has started."""
+    return sum(os.times()[:4])
 
 
 def _compile(plan: Pass, kernel: Kernel, target: str) -> Any:
@@ -170,22 +176,36 @@ def _read_amdgcn(text: str, seconds: float) -> Usage:
     return Usage(total("vgpr_count"), total("vgpr_spill_count", "sgpr_spill_count"), 0, seconds)
 
 
+def _row(name: str, dtype: str, target: str, pass_name: str) -> str:
+    """A line of the table."""
+    plan = make_pass(problem(name), pass_name, target, getattr(torch, dtype))
+    usages = [usage for _, usage in compile_pass(plan, target)]
+    cells = (
+        *(name, dtype, target, pass_name, len(usages)),
+        max(usage.registers for usage in usages),
+        sum(usage.spills for usage in usages),
+        max(usage.stack for usage in usages),
+        f"{sum(usage.seconds for usage in usages):.1f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints the table as Markdown, a line as soon as it is known."""
+    import triton
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--passes", nargs="*", default=list(PASSES), choices=list(PASSES))
-    parser.add_argument("--dtypes", nargs="*", default=["float32", "float64"])
+    parser.add_argument("--dtypes", nargs="*", default=["float32"], choices=["float32", "float64"])
     options = parser.parse_args()
-    for name in options.problems:
-        for dtype in options.dtypes:
-            for target in options.targets:
-                for pass_name in options.passes:
-                    plan = make_pass(problem(name), pass_name, target, getattr(torch, dtype))
-                    for kernel, usage in compile_pass(plan, target):
-                        print(name, dtype, target, pass_name, len(kernel.paths), kernel.num_kept,
-                              kernel.num_products, usage, flush=True)
+    print(f"Triton {triton.__version__}; registers and stack: the largest of the kernels.\n")
+    print("| problem | dtype | target | pass | kernels | registers | spills | stack, B | CPU, s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    choices = (options.problems, options.dtypes, options.targets, options.passes)
+    for choice in itertools.product(*choices):
+        print(_row(*choice), flush=True)
 
 
 if __name__ == "__main__":

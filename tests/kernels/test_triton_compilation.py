@@ -1,0 +1,124 @@
+"""The Triton kernels compiled ahead of time, without a GPU: they compile, and do not spill."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
+
+from eqtp.benchmarks.triton_registers import (  # noqa: E402
+    PASSES,
+    PROBLEMS,
+    TARGETS,
+    compile_pass,
+    make_pass,
+    problem,
+)
+from eqtp.graph import Graph  # noqa: E402
+from eqtp.kernels.channelwise import _triton  # noqa: E402
+
+PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
+
+
+def check(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
+    plan = make_pass(problem(name), pass_name, target, dtype)
+    for kernel, usage in compile_pass(plan, target):
+        assert usage.registers > 0
+        if usage.spills > 0 or usage.stack > 0:
+            text = f"{name} {pass_name}, paths {kernel.paths}, {target}, {dtype}: {usage}"
+            assert triton.__version__ != PINNED, text
+            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+
+
+def test_forward_does_not_spill() -> None:
+    check("mace-medium", "forward", "sm_90", torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["mace-medium", "mace-large"])
+def test_mace_does_not_spill(name: str, dtype: torch.dtype, target: str, pass_name: str) -> None:
+    check(name, pass_name, target, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("name", [n for n in PROBLEMS if not n.startswith("mace")])
+def test_other_models_do_not_spill(name: str, pass_name: str) -> None:
+    check(name, pass_name, "sm_90", torch.float32)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, tuple[int, ...]]]]:
+    """Launches for an H200 that is not there: all but the last step, running the binary.
+
+    The kernels that were compiled or found in the process's cache, with their grids.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    device = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    )
+    made: list[tuple[Any, tuple[int, ...]]] = []
+
+    def launch(function: Any, grid: tuple[int, ...]) -> Any:
+        def record(*args: Any, **options: Any) -> None:
+            made.append((function.run(*args, grid=grid, warmup=True, **options), grid))
+
+        return record
+
+    monkeypatch.setattr(driver, "_active", device)
+    monkeypatch.setattr(JITFunction, "__getitem__", launch)
+    yield made
+
+
+def test_another_number_of_edges_is_not_compiled_again(
+    launches: list[tuple[Any, tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_triton, "TRITON_PIECE_EDGES", 16)
+    product = problem("mace-medium")
+    kernels = []
+    for num_nodes, num_edges in ((1, 1), (16, 16), (17, 160), (40, 1001)):
+        graph = Graph(
+            torch.randint(num_nodes, (num_edges,)),
+            torch.randint(num_nodes, (num_edges,)),
+            num_nodes,
+        )
+        x = torch.randn(num_nodes, product.irreps_in1.dim)
+        y = torch.randn(num_edges, product.irreps_in2.dim)
+        w = torch.randn(num_edges, product.weight_numel)
+        launches.clear()
+        _triton.forward(x.float(), y.float(), w.float(), product, graph)
+        (kernel, grid), *sums = launches
+        assert grid == (num_nodes + num_edges // 16, 4)
+        assert len(sums) == (1 if num_edges >= 16 else 0)
+        kernels.append([kernel, *(s for s, _ in sums)])
+    assert all(made[0] is kernels[0][0] for made in kernels)
+    assert all(made[1:] == kernels[1][1:] for made in kernels[1:])
+
+
+def test_one_warp_sums_without_shared_memory(
+    launches: list[tuple[Any, tuple[int, ...]]],
+) -> None:
+    product = problem("mace-medium")
+    rows = [torch.randn(3, n, dtype=torch.float32) for n in (3328, 512, 16, 1024)]
+    _triton.backward(*rows, product, None, (True, True, True))
+    for kernel, _ in launches:
+        assert "bar.sync" not in kernel.asm["ptx"]
+        assert "shfl.sync.bfly" in kernel.asm["ptx"]
+        assert "fma.rn.f32" in kernel.asm["ptx"]
