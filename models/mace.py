@@ -268,10 +268,12 @@ class Interaction(nn.Module):
     ) -> tuple[Float[Tensor, "nodes dim_message"], Float[Tensor, "nodes dim_hidden"]]:
         """The summed messages and the shortcut of the node's own features."""
         network = self.conv_tp_weights
+        weight = network(radial) if radial.is_compiled else None
         message = self.conv_tp(
             self.linear_up(features),
             harmonics,
-            radial=(network.hidden(radial), network.last_matrix()),
+            weight,
+            radial=None if radial.is_compiled else network.factors(radial),
             graph=graph,
         )
         return self.linear(message) / self.avg_num_neighbors, self.skip_tp(features, element)

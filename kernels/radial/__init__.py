@@ -1,5 +1,5 @@
-"""Hidden features of radial networks: functions of the edge length alone."""
+"""Radial networks: functions of the edge length alone."""
 
-from eqtp.kernels.radial.op import RadialBasis, hidden_features
+from eqtp.kernels.radial.op import RadialBasis, radial_network
 
-__all__ = ["RadialBasis", "hidden_features"]
+__all__ = ["RadialBasis", "radial_network"]

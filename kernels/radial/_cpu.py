@@ -1,8 +1,9 @@
 """The radial network as C++: one region per call, gradients by recomputation.
 
 Everything is a function of the length alone, so it is evaluated once per distinct length (an edge
-and its reverse have one), together with its slope dh/dr: the forces then need no matrix product,
-``dE/dr[e] = <dE/dh[e], h'(r[e])>``, and a force loss is one reverse pass over h and h' together:
+and its reverse have one), together with its slope w'(r). The forces then need no matrix product,
+``dE/dr[e] = <dE/dw[e], w'(r[e])>``, and a loss on forces is one reverse pass over values and slopes
+together, layer by layer:
 
     z = h_before W,   h = gain silu(z),   h' = gain silu'(z) z'
     grad z' = gain silu'(z) grad h'
@@ -54,16 +55,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Features of every edge and, if asked for, slopes of every distinct length."""
     num, out = len(distinct.lengths), weights[-1].shape[1]
-    features = basis.new_empty(len(distinct.order), out)
+    values = basis.new_empty(len(distinct.order), out)
     result = basis.new_empty(num if slopes else 0, out)
     _library(basis.dtype).forward(
         *_network(weights, gain),
         ctypes.c_int64(num),
-        *_pointers(basis, slope, distinct.order, distinct.pointers, features),
+        *_pointers(basis, slope, distinct.order, distinct.pointers, values),
         *_pointers(result if slopes else None),
         torch.get_num_threads(),
     )
-    return features, result
+    return values, result
 
 
 def backward(
@@ -72,7 +73,7 @@ def backward(
     slope: Tensor,
     weights: Sequence[Tensor],
     gain: float,
-    grad_features: Tensor | None,
+    grad_values: Tensor | None,
     grad_slopes: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of the weights."""
@@ -80,38 +81,38 @@ def backward(
     _library(basis.dtype).backward(
         *_network(weights, gain),
         ctypes.c_int64(len(distinct.lengths)),
-        *_pointers(basis, slope, distinct.order, distinct.pointers, grad_features, grad_slopes),
+        *_pointers(basis, slope, distinct.order, distinct.pointers, grad_values, grad_slopes),
         _array(grads),
         torch.get_num_threads(),
     )
     return grads
 
 
-def length_gradient(distinct: Distinct, grad_features: Tensor, slopes: Tensor) -> Tensor:
+def length_gradient(distinct: Distinct, grad_values: Tensor, slopes: Tensor) -> Tensor:
     """Gradient of the lengths of all edges."""
     grad = slopes.new_empty(len(distinct.order))
     _library(slopes.dtype).length_gradient(
         ctypes.c_int64(len(distinct.lengths)),
         ctypes.c_int64(slopes.shape[1]),
-        *_pointers(distinct.order, distinct.pointers, grad_features, slopes, grad),
+        *_pointers(distinct.order, distinct.pointers, grad_values, slopes, grad),
         torch.get_num_threads(),
     )
     return grad
 
 
 def length_gradient_backward(
-    distinct: Distinct, v: Tensor, grad_features: Tensor, slopes: Tensor
+    distinct: Distinct, v: Tensor, grad_values: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of <v, length_gradient> in the features' gradients and in the slopes."""
-    to_features, to_slopes = torch.empty_like(grad_features), torch.empty_like(slopes)
+    """Gradients of <v, length_gradient> in the values' gradients and in the slopes."""
+    to_values, to_slopes = torch.empty_like(grad_values), torch.empty_like(slopes)
     _library(slopes.dtype).length_gradient_backward(
         ctypes.c_int64(len(distinct.lengths)),
         ctypes.c_int64(slopes.shape[1]),
-        *_pointers(distinct.order, distinct.pointers, v, grad_features, slopes),
-        *_pointers(to_features, to_slopes),
+        *_pointers(distinct.order, distinct.pointers, v, grad_values, slopes),
+        *_pointers(to_values, to_slopes),
         torch.get_num_threads(),
     )
-    return to_features, to_slopes
+    return to_values, to_slopes
 
 
 @lru_cache

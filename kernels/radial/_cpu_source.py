@@ -124,9 +124,9 @@ struct Tile {
         lower = next + 2 * TILE * widest;
     }
 
-    // `basis` and `slope` are the first of `n` rows.
-    void forward(int64_t n, const real* basis, const real* slope) {
-        for (int64_t k = 0; k < net.layers; ++k) {
+    // The first `layers` layers; `basis` and `slope` are the first of `n` rows.
+    void forward(int64_t n, const real* basis, const real* slope, int64_t layers) {
+        for (int64_t k = 0; k < layers; ++k) {
             const int64_t in = net.sizes[k], width = net.width(k);
             real* h = features[k];
             if (k == 0) {
@@ -138,6 +138,7 @@ struct Tile {
                 multiply((1 + slopes) * n, width, in, features[k - 1], net.width(k - 1), 1,
                         net.forward[k], width, h, width, false);
             }
+            if (k == net.layers - 1) return;  // the last layer is linear
             for (int64_t i = 0; i < n * width; i += LANES) {
                 const vec z = load(h + i);
                 const vec sigmoid = 1 / (1 + exponential(-z));
@@ -159,7 +160,8 @@ struct Tile {
     void backward(int64_t n, const real* basis, const real* slope, real* const* gradients) {
         for (int64_t k = net.layers - 1; k >= 0; --k) {
             const int64_t in = net.sizes[k], out = net.sizes[k + 1], width = net.width(k);
-            for (int64_t i = 0; i < n * width; i += LANES) {
+            if (k == net.layers - 1) std::swap(upper, lower);
+            for (int64_t i = 0; k < net.layers - 1 && i < n * width; i += LANES) {
                 const vec d = load(first[k] + i);
                 vec sum = d * load(upper + i);
                 if (slopes) {
@@ -202,7 +204,7 @@ EXPORT void forward(int64_t layers, const int64_t* sizes, double gain, const rea
 #pragma omp for
         for (int64_t start = 0; start < num; start += TILE) {
             const int64_t n = std::min<int64_t>(TILE, num - start);
-            tile.forward(n, basis + start * in, slope + start * in);
+            tile.forward(n, basis + start * in, slope + start * in, layers);
             const real* row = tile.features[layers - 1];
             for (int64_t p = start; p < start + n; ++p, row += width) {
                 for (int64_t e = pointers[p]; e < pointers[p + 1]; ++e)
@@ -238,7 +240,7 @@ EXPORT void backward(int64_t layers, const int64_t* sizes, double gain, const re
             const int64_t end = std::min(num, (c + 1) * chunk * TILE);
             for (int64_t start = c * chunk * TILE; start < end; start += TILE) {
                 const int64_t n = std::min<int64_t>(TILE, end - start);
-                tile.forward(n, basis + start * in, slope + start * in);
+                tile.forward(n, basis + start * in, slope + start * in, layers - 1);
                 std::fill(tile.upper, tile.upper + 2 * n * width, (real)0);
                 for (int64_t i = 0; i < n; ++i) {
                     for (int64_t e = pointers[start + i]; e < pointers[start + i + 1]; ++e)

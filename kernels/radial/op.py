@@ -1,4 +1,4 @@
-"""Hidden features of a radial network at the lengths of the edges, to any order of derivative."""
+"""Radial networks at the lengths of the edges, differentiable to any order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eqtp.backend import resolve
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.radial import _cpu, reference
 
-__all__ = ["RadialBasis", "hidden_features"]
+__all__ = ["RadialBasis", "radial_network"]
 
 
 class RadialBasis:
@@ -38,6 +38,18 @@ class RadialBasis:
         self.slopes = slopes
 
     @cached_property
+    def is_compiled(self) -> bool:
+        """Whether networks run as C++, once per distinct length; otherwise in plain torch."""
+        resolution = resolve(
+            "auto",
+            family="radial",
+            implemented=("cpu", "reference"),
+            device=self.lengths.device.type,
+            why_not=why_unavailable,
+        )
+        return resolution.backend == "cpu" and self.lengths.dtype in (torch.float32, torch.float64)
+
+    @cached_property
     def values(self) -> Float[Tensor, "edges size"]:
         """The basis at every edge, part of autograd's graph."""
         return self.functions(self.lengths)
@@ -56,35 +68,24 @@ class _Table(NamedTuple):
     slopes: Tensor
 
 
-def hidden_features(
+def radial_network(
     basis: RadialBasis, weights: Sequence[Tensor], gain: float
 ) -> Float[Tensor, "edges size_out"]:
-    """``h <- gain * silu(h W / sqrt(fan_in))`` for every matrix in turn, from the basis on.
-
-    On a CPU with a compiler in one C++ region, once per distinct length; otherwise in plain torch.
+    """``h <- gain * silu(h W / sqrt(fan_in))`` from the basis on, the last layer without silu.
 
     Args:
         basis: The basis at the edges' lengths.
-        weights: Matrices [fan_in, fan_out] of the hidden layers.
+        weights: Matrices [fan_in, fan_out], at least one.
         gain: Factor of the activation.
     """
-    dtypes = {tensor.dtype for tensor in (basis.lengths, *weights)}
-    device = basis.lengths.device.type
-    resolution = resolve(
-        "auto",
-        family="radial",
-        implemented=("cpu", "reference"),
-        device=device,
-        why_not=why_unavailable,
-    )
-    if resolution.backend == "cpu" and len(weights) > 0 and len(dtypes) == 1:
-        features: Tensor = _Hidden.apply(basis, gain, basis.lengths, *weights)[0]  # type: ignore[no-untyped-call]
-        return features
-    return reference.hidden_features(basis.values, weights, gain)
+    if basis.is_compiled and all(weight.dtype == basis.lengths.dtype for weight in weights):
+        result: Tensor = _Network.apply(basis, gain, basis.lengths, *weights)[0]  # type: ignore[no-untyped-call]
+        return result
+    return reference.radial_network(basis.values, weights, gain)
 
 
-class _Hidden(torch.autograd.Function):
-    """Features at the edges and slopes at the distinct lengths.
+class _Network(torch.autograd.Function):
+    """Values at the edges and slopes at the distinct lengths.
 
     The slopes carry what the forces owe to the weights; what they owe to the lengths is the matter
     of `_LengthGradient`. Where gradients of the weights are to be differentiated again, which no
@@ -96,64 +97,62 @@ class _Hidden(torch.autograd.Function):
         ctx: Any, basis: RadialBasis, gain: float, lengths: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = tuple(weight.contiguous() for weight in weights)
-        features, slopes = _cpu.forward(*basis.table, weights, gain, ctx.needs_input_grad[2])
+        values, slopes = _cpu.forward(*basis.table, weights, gain, ctx.needs_input_grad[2])
         ctx.basis, ctx.gain = basis, gain
         ctx.save_for_backward(lengths, slopes, *weights)
         ctx.set_materialize_grads(False)
-        return features, slopes
+        return values, slopes
 
     @staticmethod
-    def backward(ctx: Any, grad_features: Tensor | None, grad_slopes: Tensor | None) -> Any:
+    def backward(ctx: Any, grad_values: Tensor | None, grad_slopes: Tensor | None) -> Any:
         lengths, slopes, *weights = ctx.saved_tensors
         to_lengths, *to_weights = wanted_gradients(ctx, [lengths, *weights])
         grads: list[Tensor | None] = [None] * (3 + len(weights))
-        if grad_features is not None:
-            grad_features = grad_features.contiguous()
+        if grad_values is not None:
+            grad_values = grad_values.contiguous()
         if any(to_weights) and torch.is_grad_enabled():
             operands = as_own_nodes(lengths, *weights)
-            features = _definition(ctx.basis, operands, ctx.gain)
-            grads[2:] = torch.autograd.grad(features, operands, grad_features, create_graph=True)
+            values = _definition(ctx.basis, operands, ctx.gain)
+            grads[2:] = torch.autograd.grad(values, operands, grad_values, create_graph=True)
             return tuple(grads)
-        if to_lengths and grad_features is not None:
+        if to_lengths and grad_values is not None:
             grads[2] = _LengthGradient.apply(  # type: ignore[no-untyped-call]
-                ctx.basis, ctx.gain, grad_features, slopes, lengths, *weights
+                ctx.basis, ctx.gain, grad_values, slopes, lengths, *weights
             )
         if any(to_weights):
-            grads[3:] = _cpu.backward(
-                *ctx.basis.table, weights, ctx.gain, grad_features, grad_slopes
-            )
+            grads[3:] = _cpu.backward(*ctx.basis.table, weights, ctx.gain, grad_values, grad_slopes)
         return tuple(grads)
 
 
 class _LengthGradient(torch.autograd.Function):
-    """``dE/dr[e] = <dE/dh[e], h'(r[e])>``, its derivatives by the slopes or by the definition."""
+    """``dE/dr[e] = <dE/dw[e], w'(r[e])>``, its derivatives by the slopes or by the definition."""
 
     @staticmethod
     def forward(
         ctx: Any,
         basis: RadialBasis,
         gain: float,
-        grad_features: Tensor,
+        grad_values: Tensor,
         slopes: Tensor,
         lengths: Tensor,
         *weights: Tensor,
     ) -> Tensor:
         ctx.basis, ctx.gain = basis, gain
-        ctx.save_for_backward(grad_features, slopes, lengths, *weights)
-        return _cpu.length_gradient(basis.table.distinct, grad_features, slopes)
+        ctx.save_for_backward(grad_values, slopes, lengths, *weights)
+        return _cpu.length_gradient(basis.table.distinct, grad_values, slopes)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
-        grad_features, slopes, lengths, *weights = ctx.saved_tensors
+        grad_values, slopes, lengths, *weights = ctx.saved_tensors
         wanted = wanted_gradients(ctx, ctx.saved_tensors)
         grads: list[Tensor | None] = [None] * (5 + len(weights))
         if wanted[2] or torch.is_grad_enabled():
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
-                operands = as_own_nodes(grad_features, lengths, *weights)
-                features = _definition(ctx.basis, operands[1:], ctx.gain)
+                operands = as_own_nodes(grad_values, lengths, *weights)
+                values = _definition(ctx.basis, operands[1:], ctx.gain)
                 (gradient,) = torch.autograd.grad(
-                    features, operands[1], operands[0], create_graph=True
+                    values, operands[1], operands[0], create_graph=True
                 )
             found = torch.autograd.grad(
                 gradient, operands, v, create_graph=create_graph, materialize_grads=True
@@ -161,11 +160,11 @@ class _LengthGradient(torch.autograd.Function):
             grads[2], grads[4:] = found[0], found[1:]
         else:
             grads[2], grads[3] = _cpu.length_gradient_backward(
-                ctx.basis.table.distinct, v.contiguous(), grad_features, slopes
+                ctx.basis.table.distinct, v.contiguous(), grad_values, slopes
             )
         return tuple(grads)
 
 
 def _definition(basis: RadialBasis, operands: Sequence[Tensor], gain: float) -> Tensor:
     lengths, *weights = operands
-    return reference.hidden_features(basis.functions(lengths), weights, gain)
+    return reference.radial_network(basis.functions(lengths), weights, gain)

@@ -1,4 +1,4 @@
-"""The definition of a radial network's hidden layers."""
+"""The definition of a radial network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
 
-__all__ = ["hidden_features"]
+__all__ = ["hidden_features", "radial_network"]
+
+
+def radial_network(
+    basis: Float[Tensor, "edges size_in"], weights: Sequence[Tensor], gain: float
+) -> Float[Tensor, "edges size_out"]:
+    """Hidden layers, then the last matrix: ``h W / sqrt(fan_in)``."""
+    last = weights[-1]
+    return hidden_features(basis, weights[:-1], gain) @ last / math.sqrt(last.shape[0])
 
 
 def hidden_features(

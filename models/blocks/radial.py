@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.kernels.radial import RadialBasis, hidden_features
+from eqtp.kernels.radial import RadialBasis, radial_network
+from eqtp.kernels.radial.reference import hidden_features
 
 __all__ = ["SILU_GAIN", "BesselBasis", "RadialNetwork", "polynomial_cutoff"]
 
@@ -83,8 +84,6 @@ class RadialNetwork(nn.Module):
 
         h = SILU_GAIN * silu(h W_k / sqrt(fan_in)) for every layer but the last, which is linear
 
-    The hidden features and the last matrix are kept apart, for products that take `radial=`.
-
     Args:
         sizes: Sizes of input, hidden layers and output.
     """
@@ -97,13 +96,18 @@ class RadialNetwork(nn.Module):
             layer.weight = nn.Parameter(torch.randn(fan_in, fan_out))
             self.add_module(f"layer{k}", layer)
 
-    def last_matrix(self) -> Float[Tensor, "fan_in fan_out"]:
-        """Matrix of the last layer, scaled by 1 / sqrt(fan_in)."""
-        weight = self.get_parameter(f"layer{self.num_layers - 1}.weight")
-        return weight / math.sqrt(weight.shape[0])
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The matrices, in order."""
+        return [self.get_parameter(f"layer{k}.weight") for k in range(self.num_layers)]
 
-    def hidden(self, basis: RadialBasis) -> Float[Tensor, "edges size_hidden"]:
-        """Features before the last matrix."""
-        layers = range(self.num_layers - 1)
-        weights = [self.get_parameter(f"layer{k}.weight") for k in layers]
-        return hidden_features(basis, weights, SILU_GAIN)
+    def forward(self, basis: RadialBasis) -> Float[Tensor, "edges size_out"]:
+        """The whole network."""
+        return radial_network(basis, self.weights, SILU_GAIN)
+
+    def factors(
+        self, basis: RadialBasis
+    ) -> tuple[Float[Tensor, "edges hidden"], Float[Tensor, "hidden size_out"]]:
+        """Two matrices whose product is the network, for products that take `radial=`."""
+        *hidden, last = self.weights
+        return hidden_features(basis.values, hidden, SILU_GAIN), last / math.sqrt(last.shape[0])
