@@ -8,6 +8,8 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,6 +98,22 @@ def results_folder() -> Path:
     """The folder of this machine's results, e.g. benchmarks/results/amd-epyc-2-cores."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{_cpu_model()} {os.cpu_count()} cores".lower()).strip("-")
     return RESULTS / slug
+
+
+def worker(module: str, threads: int, repetitions: int) -> dict[str, Any]:
+    """What a benchmark measures in a fresh interpreter, where OpenMP starts with those threads.
+
+    The module is run with `--worker FILE --threads THREADS --repetitions REPETITIONS` and writes
+    its answer to FILE.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-m", module, "--worker", str(answer)]
+        options = ["--threads", str(threads), "--repetitions", str(repetitions)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run([*command, *options], check=True, env=environment)
+        result: dict[str, Any] = json.loads(answer.read_text())
+    return result
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

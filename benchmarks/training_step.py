@@ -10,11 +10,6 @@ The contestants take turns in one process; each number of threads has a process 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from eqtp.benchmarks.timing import (
     machine,
     relative_error,
     results_folder,
+    worker,
     write_json,
 )
 from eqtp.models.training.structure import Structure
@@ -53,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     record: dict[str, Any] = {"machine": machine(), "threads": {}}
     for threads in args.threads:
-        record["threads"][threads] = _in_process_of_its_own(threads, args.repetitions)
+        record["threads"][threads] = worker(MODULE, threads, args.repetitions)
     write_json(args.output, record)
     print(table(record))
     print(f"written: {args.output}")
@@ -135,18 +131,6 @@ def _evaluation(model: nn.Module, data: Structure) -> Callable[[], object]:
 
 def _errors(output: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
     return {key: relative_error(output[key], reference[key]) for key in ("energy", "forces")}
-
-
-def _in_process_of_its_own(threads: int, repetitions: int) -> dict[str, Any]:
-    """Runs `measure` in a fresh interpreter, where OpenMP starts with that many threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", MODULE, "--worker", str(answer)]
-        options = ["--threads", str(threads), "--repetitions", str(repetitions)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run([*command, *options], check=True, env=environment)
-        result: dict[str, Any] = json.loads(answer.read_text())
-    return result
 
 
 def table(record: dict[str, Any]) -> str:
