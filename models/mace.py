@@ -197,7 +197,7 @@ class MACE(nn.Module):
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = spherical_harmonics(self.max_ell, vectors, normalization="component")
         embedding = self.radial_embedding
-        radial = RadialBasis(lengths, embedding.forward, embedding.slope)
+        radial = RadialBasis(lengths, embedding.forward, embedding.with_slope)
         features = self.node_embedding(element)
         energies = []
         for interaction, product, readout in zip(

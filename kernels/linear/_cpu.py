@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
 from eqtp.kernels.linear._cpu_source import source
 
@@ -20,14 +21,14 @@ __all__ = ["forward", "gradient", "weight_gradient"]
 
 def forward(x: Tensor, weight: Tensor, problem: LinearProblem, element: Tensor | None) -> Tensor:
     """The linear map."""
-    out = x.new_empty(x.shape[0], problem.dim_out)
+    out = memory.empty(x, x.shape[0], problem.dim_out)
     _run("forward", problem, element, x, problem.dim_in, weight, out, problem.dim_out)
     return out
 
 
 def gradient(g: Tensor, weight: Tensor, problem: LinearProblem, element: Tensor | None) -> Tensor:
     """Gradient of x."""
-    grad = g.new_empty(g.shape[0], problem.dim_in)
+    grad = memory.empty(g, g.shape[0], problem.dim_in)
     _run("gradient", problem, element, g, problem.dim_out, weight, grad, problem.dim_in)
     return grad
 
@@ -60,8 +61,8 @@ def _run(
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library = load_library(source(dtype))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    head = [pointer, integer, integer, pointer, integer]
-    row = [pointer, integer]
+    head: list[Any] = [pointer, integer, integer, pointer, integer]
+    row: list[Any] = [pointer, integer]
     library.forward.argtypes = [*head, *row, pointer, *row, ctypes.c_int]
     library.gradient.argtypes = library.forward.argtypes
     library.weight_gradient.argtypes = [*head, *row, *row, pointer, ctypes.c_int]

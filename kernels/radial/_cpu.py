@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
 from eqtp.kernels.radial._cpu_source import source
 
@@ -55,8 +56,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Features of every edge and, if asked for, slopes of every distinct length."""
     num, out = len(distinct.lengths), weights[-1].shape[1]
-    values = basis.new_empty(len(distinct.order), out)
-    result = basis.new_empty(num if slopes else 0, out)
+    values = memory.empty(basis, len(distinct.order), out)
+    result = memory.empty(basis, num if slopes else 0, out)
     _library(basis.dtype).forward(
         *_network(weights, gain),
         ctypes.c_int64(num),
@@ -104,7 +105,8 @@ def length_gradient_backward(
     distinct: Distinct, v: Tensor, grad_values: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of <v, length_gradient> in the values' gradients and in the slopes."""
-    to_values, to_slopes = torch.empty_like(grad_values), torch.empty_like(slopes)
+    to_values = memory.empty(grad_values, *grad_values.shape)
+    to_slopes = memory.empty(slopes, *slopes.shape)
     _library(slopes.dtype).length_gradient_backward(
         ctypes.c_int64(len(distinct.lengths)),
         ctypes.c_int64(slopes.shape[1]),

@@ -16,22 +16,23 @@ from eqtp.kernels.linear.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
 
-_NUMBERS = {
+_DEGREE = {torch.float32: 7, torch.float64: 13}  # of the series for |x| <= ln(2) / 2
+_NUMBERS: dict[torch.dtype, dict[str, object]] = {
     torch.float32: {
         "integer": "int32_t",
         "mantissa": 23,
         "bias": 127,
         "limit": 80.0,
-        "degree": 7,
-        "ln2": ("0.693359375f", "-2.12194440e-4f"),
+        "high": "0.693359375f",
+        "low": "-2.12194440e-4f",
     },
     torch.float64: {
         "integer": "int64_t",
         "mantissa": 52,
         "bias": 1023,
         "limit": 700.0,
-        "degree": 13,
-        "ln2": ("6.93145751953125e-1", "1.42860682030941723212e-6"),
+        "high": "6.93145751953125e-1",
+        "low": "1.42860682030941723212e-6",
     },
 }
 
@@ -46,7 +47,7 @@ static inline vec exponential(vec x) {{
     vec shifted = x * (real)1.44269504088896340736 + magic;
     vec n = shifted - magic;
     vec rest = x - n * {high} - n * {low};
-    vec sum = vec{{}} + (real){last};
+    vec sum = vec{{}} + {last};
 {horner}
     integers power = ((integers)shifted + {bias}) << {mantissa};
     return sum * (vec)power;
@@ -315,14 +316,9 @@ EXPORT void length_gradient_backward(int64_t num, int64_t columns, const int64_t
 
 def source(dtype: torch.dtype) -> str:
     """The whole file."""
-    numbers = dict(_NUMBERS[dtype])
-    high, low = numbers.pop("ln2")
-    degree = numbers.pop("degree")
-    inverse_factorials = [f"(real){1 / math.factorial(k)!r}" for k in range(degree + 1)]
-    horner = "\n".join(f"    sum = sum * rest + {c};" for c in reversed(inverse_factorials[:-1]))
-    exponential = _EXPONENTIAL.format(
-        **numbers, high=high, low=low, last=1 / math.factorial(degree), horner=horner
-    )
+    *lower, last = [f"(real){1 / math.factorial(k)!r}" for k in range(_DEGREE[dtype] + 1)]
+    horner = "\n".join(f"    sum = sum * rest + {coefficient};" for coefficient in lower[::-1])
+    exponential = _EXPONENTIAL.format(**_NUMBERS[dtype], last=last, horner=horner)
     headers = "#include <algorithm>\n#include <cmath>\n#include <vector>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
     return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + exponential + _BODY

@@ -24,18 +24,18 @@ class RadialBasis:
     Args:
         lengths: Edge lengths in Å.
         functions: The basis functions as rows, [n] -> [n, size], differentiable.
-        slopes: Their derivatives, same shapes.
+        with_slopes: The basis functions and their derivatives, same shapes; not differentiated.
     """
 
     def __init__(
         self,
         lengths: Float[Tensor, " edges"],
         functions: Callable[[Tensor], Tensor],
-        slopes: Callable[[Tensor], Tensor],
+        with_slopes: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> None:
         self.lengths = lengths
         self.functions = functions
-        self.slopes = slopes
+        self.with_slopes = with_slopes
 
     @cached_property
     def is_compiled(self) -> bool:
@@ -59,7 +59,7 @@ class RadialBasis:
         """The basis at every distinct length, constants."""
         distinct = _cpu.Distinct(self.lengths)
         with torch.no_grad():
-            return _Table(distinct, self.functions(distinct.lengths), self.slopes(distinct.lengths))
+            return _Table(distinct, *self.with_slopes(distinct.lengths))
 
 
 class _Table(NamedTuple):
@@ -97,7 +97,8 @@ class _Network(torch.autograd.Function):
         ctx: Any, basis: RadialBasis, gain: float, lengths: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = tuple(weight.contiguous() for weight in weights)
-        values, slopes = _cpu.forward(*basis.table, weights, gain, ctx.needs_input_grad[2])
+        table = basis.table
+        values, slopes = _cpu.forward(*table, weights, gain, ctx.needs_input_grad[2])
         ctx.basis, ctx.gain = basis, gain
         ctx.save_for_backward(lengths, slopes, *weights)
         ctx.set_materialize_grads(False)
@@ -120,7 +121,8 @@ class _Network(torch.autograd.Function):
                 ctx.basis, ctx.gain, grad_values, slopes, lengths, *weights
             )
         if any(to_weights):
-            grads[3:] = _cpu.backward(*ctx.basis.table, weights, ctx.gain, grad_values, grad_slopes)
+            table: _Table = ctx.basis.table
+            grads[3:] = _cpu.backward(*table, weights, ctx.gain, grad_values, grad_slopes)
         return tuple(grads)
 
 

@@ -62,6 +62,7 @@ def spherical_harmonics(
             "vec.float()"
         )
     rows = vec.reshape(-1, 3)
+    harmonics: Tensor
     if _compiled_code_serves(vec):
         harmonics = _Harmonics.apply(rows.contiguous(), lmax, normalization, normalize)  # type: ignore[no-untyped-call]
     else:

@@ -48,8 +48,8 @@ def energy_and_derivatives(
         bad = int((~torch.isfinite(positions)).any(1).nonzero()[0])
         raise ValueError(f"positions must be finite, atom {bad} is at {positions[bad].tolist()}")
     num_graphs = data.cell.shape[0] if data.cell.ndim == 3 else 1
-    volume = torch.linalg.det(data.cell.reshape(-1, 3, 3)).abs()
-    if compute_stress and not bool((volume > 0).all()):
+    volume = torch.linalg.det(data.cell.reshape(-1, 3, 3)).abs() if compute_stress else None
+    if volume is not None and not bool((volume > 0).all()):
         raise ValueError("stress needs a periodic cell, got a cell of zero volume")
     batch = data.batch if data.batch is not None else torch.zeros_like(element)
     graph = Graph(data.edge_src, data.edge_dst, len(positions))
@@ -87,7 +87,7 @@ def energy_and_derivatives(
     }
     if compute_forces:
         result["forces"] = -gradients[0]
-    if strain is not None:
+    if volume is not None:
         result["stress"] = gradients[-1] / volume[:, None, None]
     return result
 

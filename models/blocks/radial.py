@@ -68,15 +68,18 @@ class BesselBasis(nn.Module):
         envelope = polynomial_cutoff(r, self.r_max, self.p) * math.sqrt(2 / self.r_max) / r
         return torch.sin(r[:, None] * self.bessel_weights) * envelope[:, None]
 
-    def slope(self, r: Float[Tensor, " edges"]) -> Float[Tensor, "edges num_bessel"]:
-        """The derivative of the basis."""
-        u, p = r / self.r_max, self.p
-        envelope = polynomial_cutoff(r, self.r_max, p) * math.sqrt(2 / self.r_max) / r
-        steep = -p * (p + 1) * (p + 2) / 2 * u.pow(p - 1) * (1 - u).square() * (u < 1)
-        slope = (steep * (math.sqrt(2 / self.r_max) / self.r_max) - envelope) / r
+    def with_slope(
+        self, r: Float[Tensor, " edges"]
+    ) -> tuple[Float[Tensor, "edges num_bessel"], Float[Tensor, "edges num_bessel"]]:
+        """The basis and its derivative."""
+        u, p, factor = r / self.r_max, self.p, math.sqrt(2 / self.r_max)
+        envelope = polynomial_cutoff(r, self.r_max, p) * factor / r
+        steep = u.pow(p - 1) * (1 - u).square() * (u < 1)
+        steep = steep * (-p * (p + 1) * (p + 2) / 2 * factor / self.r_max)
+        slope = (steep - envelope) / r
         phase = r[:, None] * self.bessel_weights
-        growing = torch.cos(phase) * (self.bessel_weights * envelope[:, None])
-        return growing + torch.sin(phase) * slope[:, None]
+        sine, cosine = torch.sin(phase), torch.cos(phase) * self.bessel_weights
+        return sine * envelope[:, None], cosine * envelope[:, None] + sine * slope[:, None]
 
 
 class RadialNetwork(nn.Module):

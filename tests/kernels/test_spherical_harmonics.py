@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtp import so3
-from eqtp.kernels.spherical_harmonics import reference, spherical_harmonics
+from eqtp.kernels.spherical_harmonics import _torch, reference, spherical_harmonics
 from eqtp.nn.spherical_harmonics import SphericalHarmonics
 from eqtp.so3.solid_harmonics import Normalization
 
@@ -63,6 +63,44 @@ def test_agrees_with_the_definition(lmax: int, normalization: Normalization) -> 
         reference.spherical_harmonics(lmax, vec, normalization),
         rtol=0,
         atol=TOLERANCES["value"],
+    )
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("lmax", [0, 1, 3, 8])
+def test_plain_torch_agrees_with_the_definition(lmax: int, normalize: bool) -> None:
+    """The path of other devices, of torch.func, and of what is differentiated further."""
+    vec = torch.randn(5, 3)
+    ours = derivatives(_torch.spherical_harmonics, lmax, vec, normalize)
+    expected = derivatives(reference.spherical_harmonics, lmax, vec, normalize)
+    for result, target in zip(ours, expected, strict=True):
+        scale = 1 + target.detach().abs().max()
+        torch.testing.assert_close(
+            result / scale, target / scale, rtol=0, atol=TOLERANCES["derivative"]
+        )
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("lmax", [1, 3, 8])
+def test_loss_on_forces_agrees_with_the_definition(lmax: int, normalize: bool) -> None:
+    """The gradient in the harmonics' own gradient, and nothing else asked for."""
+    vec = torch.randn(37, 3, requires_grad=True)
+    covector = torch.randn(37, (lmax + 1) ** 2, requires_grad=True)
+
+    def result(function: object) -> Tensor:
+        values = function(lmax, vec, "component", normalize)  # type: ignore[operator]
+        (gradient,) = torch.autograd.grad(
+            (values * covector).sum(), vec, create_graph=True, materialize_grads=True
+        )
+        return torch.autograd.grad(gradient.square().sum(), covector)[0]
+
+    expected = result(reference.spherical_harmonics)
+    scale = 1 + expected.abs().max()
+    torch.testing.assert_close(
+        result(spherical_harmonics) / scale,
+        expected / scale,
+        rtol=0,
+        atol=TOLERANCES["derivative"],
     )
 
 
