@@ -39,7 +39,7 @@ from eqtp.kernels.channelwise._cpu_source import LIKE, Pass
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
 from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE, cpu_chunk_edges
 from eqtp.kernels.codegen import memory
-from eqtp.kernels.codegen.compiler import load_library
+from eqtp.kernels.codegen.compiler import load_generated
 from eqtp.problem import TensorProductProblem
 
 __all__ = [
@@ -210,7 +210,7 @@ def _sender_sums(graph: Graph | None, num_edges: int, chunk: int | None) -> Send
 @lru_cache(maxsize=1024)
 def _kernel(kernel_pass: Pass) -> Callable[..., None]:
     """The compiled function of a pass."""
-    function = load_library(kernel_pass.source).run
+    function = load_generated(repr(kernel_pass), lambda: kernel_pass.source).run
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     function.restype = None
     return function

@@ -189,14 +189,18 @@ class Pass:
 
     def first_column(self, name: str, path: Path) -> int:
         """Column of a path's block in rows like `name`."""
+        block = {"x": path.i_in1, "y": path.i_in2, "g": path.i_out}
+        like = LIKE[name]
+        if like == "w":
+            return 0 if self.hidden else path.weight_start
+        return self._first_columns[like][block[like]]
+
+    @cached_property
+    def _first_columns(self) -> dict[str, list[int]]:
+        """Where every block starts."""
         problem = self.problem
-        start = {
-            "x": problem.irreps_in1.slices()[path.i_in1].start,
-            "y": problem.irreps_in2.slices()[path.i_in2].start,
-            "w": 0 if self.hidden else path.weight_start,
-            "g": problem.irreps_out.slices()[path.i_out].start,
-        }
-        return int(start[LIKE[name]])
+        irreps = {"x": problem.irreps_in1, "y": problem.irreps_in2, "g": problem.irreps_out}
+        return {name: [int(s.start) for s in value.slices()] for name, value in irreps.items()}
 
     def _run_tile(self, calls: list[str]) -> str:
         """Fills a tile, calls the paths, and writes the gradients in y."""

@@ -16,6 +16,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import importlib
 import os
 import platform
 import shutil
@@ -23,9 +24,17 @@ import stat
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CompilationError", "cache_folder", "find_compiler", "load_library", "why_unavailable"]
+__all__ = [
+    "CompilationError",
+    "cache_folder",
+    "find_compiler",
+    "load_generated",
+    "load_library",
+    "why_unavailable",
+]
 
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
@@ -101,19 +110,47 @@ def load_library(source: str) -> ctypes.CDLL:
         CompilationError: The compiler refused it; the message ends with the compiler's own.
         PermissionError: The cache is not the user's own.
     """
+    return _load(source, lambda: source)
+
+
+def load_generated(description: str, generate: Callable[[], str]) -> ctypes.CDLL:
+    """As `load_library`, for a source that need not be generated where it has been compiled before.
+
+    Printing the second gradient of a large product takes longer (0.1 s) than loading it (0.01 s).
+
+    Args:
+        description: What the source depends on, beside the code of this package.
+        generate: Makes the source; defined in a module of the family's folder.
+    """
+    return _load(f"{description}\0{_code_digest(generate.__module__)}", generate)
+
+
+def _load(identity: str, generate: Callable[[], str]) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise CompilationError("generated C++ needs a compiler, found none: install g++ or clang++")
-    key = hashlib.sha256("\0".join([source, *FLAGS, _identity(compiler)]).encode()).hexdigest()
+    text = "\0".join([identity, *FLAGS, _toolchain(compiler)])
+    key = hashlib.sha256(text.encode()).hexdigest()[:40]
     folder = cache_folder()
-    library = folder / f"{key[:40]}.so"
+    library = folder / f"{key}.so"
     if not library.exists():
-        with (folder / f"{key[:40]}.lock").open("w") as lock:
+        with (folder / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
-                _compile(compiler, source, library)
+                _compile(compiler, generate(), library)
     _check_private(library)
     return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def _code_digest(module: str) -> str:
+    """A hash of the code behind a family's sources: its folder, this folder, and the constants."""
+    digest = hashlib.sha256()
+    for name in (module, __name__, "eqtp.so3.clebsch_gordan"):
+        folder = Path(str(importlib.import_module(name).__file__)).resolve().parent
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _compile(compiler: str, source: str, library: Path) -> None:
@@ -137,7 +174,7 @@ def _run(*command: str) -> None:
 
 
 @functools.cache
-def _identity(compiler: str) -> str:
+def _toolchain(compiler: str) -> str:
     """What `-march=native` and the compiler's version stand for, without running the compiler."""
     binary = Path(compiler).resolve()
     status = binary.stat()
