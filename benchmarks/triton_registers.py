@@ -1,6 +1,6 @@
 """Registers and spills of the Triton kernels, read from binaries compiled ahead of time.
 
-    python -m eqtp.benchmarks.triton_registers [PROBLEM ...]
+    python -m eqtp.benchmarks.triton_registers [--problems PROBLEM ...]
 
 Needs triton and no GPU. A spill is a register kept in memory, which makes a kernel several times
 slower; launch choices are made so that there is none. Whether a kernel runs fast, or runs at all,
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from eqtp.kernels.channelwise._triton import Pass
-from eqtp.kernels.channelwise._triton_source import FUNCTION, LIKE, Kernel
+from eqtp.kernels.channelwise._triton_source import FUNCTION, LIKE, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.nn import ChannelwiseTensorProduct
 from eqtp.problem import TensorProductProblem
@@ -61,7 +61,7 @@ PROBLEMS = {
 }
 """irreps_in1, irreps_in2 and irreps_out of convolutions of published models."""
 
-PASSES = {
+PASSES: dict[str, tuple[End, tuple[str, ...], tuple[str, ...]]] = {
     "forward": ("receiver", ("x", "y", "w"), ("out",)),
     "gradient": ("sender", ("x", "y", "w", "g"), ("grad_x", "grad_y", "grad_w")),
     "gradient y w": ("receiver", ("x", "y", "w", "g"), ("grad_y", "grad_w")),
@@ -195,7 +195,7 @@ def main() -> None:
     import triton
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--passes", nargs="*", default=list(PASSES), choices=list(PASSES))
     parser.add_argument("--dtypes", nargs="*", default=["float32"], choices=["float32", "float64"])

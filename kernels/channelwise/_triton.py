@@ -40,13 +40,6 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
-from eqtp.kernels.channelwise._triton_config import (
-    TRITON_MAX_TERMS,
-    TRITON_PIECE_EDGES,
-    TRITON_SHARED_PROGRAMS,
-    TritonLaunch,
-    triton_launch,
-)
 from eqtp.kernels.channelwise._triton_source import (
     FUNCTION,
     LIKE,
@@ -54,6 +47,13 @@ from eqtp.kernels.channelwise._triton_source import (
     SUM_PIECES_FUNCTION,
     End,
     Kernel,
+)
+from eqtp.kernels.channelwise.config import (
+    TRITON_MAX_TERMS,
+    TRITON_PIECE_EDGES,
+    TRITON_SHARED_PROGRAMS,
+    TritonLaunch,
+    triton_launch,
 )
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.problem import TensorProductProblem
@@ -176,8 +176,8 @@ class Pass:
     @cached_property
     def slots(self) -> int:
         """Blocks of channels of the widest path."""
-        muls = [self.problem.irreps_in1[path.i_in1].mul for path in self.problem.paths]
-        return max(1, -(-max(muls) // self.launch.channels))
+        widest = max(int(self.problem.irreps_in1[path.i_in1].mul) for path in self.problem.paths)
+        return max(1, -(-widest // self.launch.channels))
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -288,7 +288,7 @@ class _Call:
                 shared=self.shared,
                 rows=self.graph is None,
                 arithmetic=_ARITHMETIC[self.like.dtype],
-                lanes=_lanes(),
+                lanes=_lanes(self.like.device),
             )
         )
         items = _Items.of_rows(self.rows) if self.graph is None else _items(self.graph, end)
@@ -320,7 +320,11 @@ class _Call:
                 dim, block = rows.shape[1], 256
                 grid = (items.num_nodes, -(-dim // block))
                 function = load_function(SUM_PIECES, SUM_PIECES_FUNCTION)
-                function[grid](rows, items.pointers, items.num_nodes, dim, BLOCK=block)
+                function[grid](
+                    *(rows, items.pointers, items.num_nodes, dim),
+                    BLOCK=block,
+                    enable_fp_fusion=True,
+                )
 
     def _is_at_node(self, name: str, end: End) -> bool:
         return LIKE[name] == ("g" if end == "receiver" else "x")
@@ -356,10 +360,12 @@ def _make_pass(plan: Pass) -> Pass:
     return plan
 
 
-@lru_cache(maxsize=1)
-def _lanes() -> int:
-    """Threads of a warp: 64 on AMD's accelerators, else 32."""
-    return 64 if torch.version.hip else 32
+@lru_cache
+def _lanes(device: torch.device) -> int:
+    """Threads of a warp: 64 on AMD's accelerators, else 32; 32 in the interpreter, too."""
+    if device.type != "cuda":
+        return 32
+    return int(torch.cuda.get_device_properties(device).warp_size)
 
 
 @dataclass(frozen=True)

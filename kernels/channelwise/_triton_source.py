@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from textwrap import indent
 from typing import Literal
 
@@ -102,7 +102,7 @@ class Kernel:
     @cached_property
     def mul(self) -> int:
         """Number of channels."""
-        return self.problem.irreps_in1[self.problem.paths[self.paths[0]].i_in1].mul
+        return int(self.problem.irreps_in1[self.problem.paths[self.paths[0]].i_in1].mul)
 
     @cached_property
     def used(self) -> tuple[str, ...]:
@@ -165,11 +165,11 @@ class Kernel:
             return path.weight_start
         (component,) = variable.indices
         if kind == "y":
-            return problem.irreps_in2.slices()[path.i_in2].start + component
+            return int(problem.irreps_in2.slices()[path.i_in2].start) + component
         irreps, block = (
             (problem.irreps_in1, path.i_in1) if kind == "x" else (problem.irreps_out, path.i_out)
         )
-        return irreps.slices()[block].start + component * self.mul
+        return int(irreps.slices()[block].start) + component * self.mul
 
     def _address(self, number: int, variable: Variable) -> str:
         return f"{variable.name}_row + {self._column(number, variable)}"
@@ -201,7 +201,7 @@ class Kernel:
             return f"{name}_row = {name} + {f'({row}{slot})' if slot else row} * {dims[kind]}"
         return f"{name}_row = {name} + {row} * {dims[kind]} + lane"
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The function."""
         return f"""\
@@ -267,8 +267,8 @@ def {FUNCTION}({", ".join(self.arguments)}):
         for number, program in self.programs:
             yield from print_statements(
                 program,
-                lambda variable, number=number: self._name(number, variable),
-                lambda variable, number=number: self._load(number, variable),
+                partial(self._name, number),
+                partial(self._load, number),
                 kinds,
                 known,
             )

@@ -57,7 +57,7 @@ class TritonLaunch:
         num_warps: Warps of a program.
         num_stages: Stages of Triton's software pipeline.
         max_kept: Values per channel that stay in registers for an edge or longer.
-        max_products: Products of all statements, which bounds the time to compile.
+        max_products: Products of all statements.
     """
 
     channels: int
@@ -67,17 +67,41 @@ class TritonLaunch:
     max_products: int
 
 
+_TRITON_MAX_PRODUCTS = {(4, 32): 800, (8, 32): 500, (4, 64): 500, (8, 64): 400}
+
+
 def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
-    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads."""
+    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
+
+    Chosen by registers and spills alone (Triton 3.7.1, `benchmarks/triton_registers`), without a
+    GPU: nothing here is tuned for time.
+
+    * One warp with one channel per thread: the sums over channels for the gradient in y need no
+      shared memory and no barrier, and no value takes more than one register.
+    * One stage: some choices of warps and stages are compiled by Triton's pipeliner into NaN rows,
+      and which ones changes with any edit of the source.
+    * 60 kept values of 4 bytes, as in a hand-made kernel that did not spill with 60 results.
+    * As many products as leave no spill: with 1000, the largest kernels of mace-large take 168
+      registers on sm_90 in float32 and those of nequip-benzene 254 of 255, and on gfx942 they spill
+      4 to 12 registers, in float64 20 with 584.
+    """
     return TritonLaunch(
         channels=lanes,
         num_warps=1,
         num_stages=1,
         max_kept=60 * 4 // itemsize,
-        max_products=1000,
+        max_products=_TRITON_MAX_PRODUCTS[itemsize, lanes],
     )
 
 
 TRITON_PIECE_EDGES = 256
+"""Edges of a node that one program walks. Twice the neighbours within 6 Å in diamond, a dense
+crystal, so that only hubs are split; the rows of the pieces take at most dim_out / 256 per edge."""
+
 TRITON_SHARED_PROGRAMS = 1024
+"""Programs that sum the gradient of shared weights, each in a row of its own: enough for all of an
+H200's 132 multiprocessors at 8 warps each; the rows of mace-large take 9 MB."""
+
 TRITON_MAX_TERMS = 2000
+"""Non-zero constants of a product that are unrolled. With 1,222 (nequip-benzene) the kernels of the
+gradient take 17 s of CPU time to compile, those of a training step 80 s, once per machine."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +59,7 @@ def test_other_models_do_not_spill(name: str, pass_name: str) -> None:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, tuple[int, ...]]]]:
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[int, ...]]]:
     """Launches for an H200 that is not there: all but the last step, running the binary.
 
     The kernels that were compiled or found in the process's cache, with their grids.
@@ -84,7 +83,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, tuple[
 
     monkeypatch.setattr(driver, "_active", device)
     monkeypatch.setattr(JITFunction, "__getitem__", launch)
-    yield made
+    return made
 
 
 def test_another_number_of_edges_is_not_compiled_again(
@@ -116,8 +115,8 @@ def test_one_warp_sums_without_shared_memory(
     launches: list[tuple[Any, tuple[int, ...]]],
 ) -> None:
     product = problem("mace-medium")
-    rows = [torch.randn(3, n, dtype=torch.float32) for n in (3328, 512, 16, 1024)]
-    _triton.backward(*rows, product, None, (True, True, True))
+    g, x, y, w = (torch.randn(3, n, dtype=torch.float32) for n in (3328, 512, 16, 1024))
+    _triton.backward(g, x, y, w, product, None, (True, True, True))
     for kernel, _ in launches:
         assert "bar.sync" not in kernel.asm["ptx"]
         assert "shfl.sync.bfly" in kernel.asm["ptx"]
