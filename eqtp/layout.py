@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.irreps import Irreps
 
 __all__ = ["Layout", "check_layout", "to_layout"]
@@ -56,11 +57,11 @@ def to_layout(
     """
     check_layout(src, "src")
     check_layout(dst, "dst")
-    if x.shape[-1:] != (irreps.dim,):
+    dim, spans = _columns(irreps)
+    if x.shape[-1:] != (dim,):
         raise ValueError(
-            f"x must have {irreps.dim} columns (irreps='{irreps}'), got shape {tuple(x.shape)}"
+            f"x must have {dim} columns (irreps='{irreps}'), got shape {tuple(x.shape)}"
         )
-    spans = _spans(tuple((mul, ir.dim) for mul, ir in irreps))
     if src == dst or all(mul == 1 for _, mul, _ in spans):
         return x
     # One split, not a slice per block: the gradient of a slice is as large as x.
@@ -71,6 +72,12 @@ def to_layout(
             block = pieces[index].reshape(shape).transpose(-1, -2)
             pieces[index] = block.reshape(*x.shape[:-1], length)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+
+@constant_when_compiled
+def _columns(irreps: Irreps) -> tuple[int, tuple[tuple[int, int, int], ...]]:
+    """The number of columns, and the columns as `_spans`."""
+    return irreps.dim, _spans(tuple((mul, ir.dim) for mul, ir in irreps))
 
 
 @lru_cache(maxsize=1024)
