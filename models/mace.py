@@ -28,6 +28,13 @@ from eqtp.so3 import spherical_harmonics
 
 __all__ = ["MACE"]
 
+MAX_STORED_WEIGHTS = 1 << 26
+"""Radial weights of a layer beyond which they are made inside the product, tile by tile.
+
+Stored, they are computed once per distinct length: radial network and product of a training step
+took 68 ms instead of 93 (2,246 edges, 128 channels, one thread). 2^26 are 256 MiB in float32.
+"""
+
 
 class MACE(nn.Module):
     """A MACE potential: energies, forces and stress of molecules and crystals.
@@ -268,12 +275,13 @@ class Interaction(nn.Module):
     ) -> tuple[Float[Tensor, "nodes dim_message"], Float[Tensor, "nodes dim_hidden"]]:
         """The summed messages and the shortcut of the node's own features."""
         network = self.conv_tp_weights
-        weight = network(radial) if radial.is_compiled else None
+        numel = graph.num_edges * self.conv_tp.weight_numel
+        stored = radial.is_compiled and numel <= MAX_STORED_WEIGHTS
         message = self.conv_tp(
             self.linear_up(features),
             harmonics,
-            weight,
-            radial=None if radial.is_compiled else network.factors(radial),
+            network(radial) if stored else None,
+            radial=None if stored else network.factors(radial),
             graph=graph,
         )
         return self.linear(message) / self.avg_num_neighbors, self.skip_tp(features, element)

@@ -1,5 +1,5 @@
 """Radial networks: functions of the edge length alone."""
 
-from eqtp.kernels.radial.op import RadialBasis, radial_network
+from eqtp.kernels.radial.op import Activation, RadialBasis, radial_network
 
-__all__ = ["RadialBasis", "radial_network"]
+__all__ = ["Activation", "RadialBasis", "radial_network"]

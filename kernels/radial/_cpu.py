@@ -25,6 +25,7 @@ from torch import Tensor
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
 from eqtp.kernels.radial._cpu_source import source
+from eqtp.kernels.radial.reference import Activation
 
 __all__ = ["Distinct", "backward", "forward", "length_gradient", "length_gradient_backward"]
 
@@ -51,7 +52,7 @@ def forward(
     basis: Tensor,
     slope: Tensor,
     weights: Sequence[Tensor],
-    gain: float,
+    activation: Activation,
     slopes: bool,
 ) -> tuple[Tensor, Tensor]:
     """Features of every edge and, if asked for, slopes of every distinct length."""
@@ -59,7 +60,7 @@ def forward(
     values = memory.empty(basis, len(distinct.order), out)
     result = memory.empty(basis, num if slopes else 0, out)
     _library(basis.dtype).forward(
-        *_network(weights, gain),
+        *_network(weights, activation),
         ctypes.c_int64(num),
         *_pointers(basis, slope, distinct.order, distinct.pointers, values),
         *_pointers(result if slopes else None),
@@ -73,14 +74,14 @@ def backward(
     basis: Tensor,
     slope: Tensor,
     weights: Sequence[Tensor],
-    gain: float,
+    activation: Activation,
     grad_values: Tensor | None,
     grad_slopes: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of the weights."""
     grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
     _library(basis.dtype).backward(
-        *_network(weights, gain),
+        *_network(weights, activation),
         ctypes.c_int64(len(distinct.lengths)),
         *_pointers(basis, slope, distinct.order, distinct.pointers, grad_values, grad_slopes),
         _array(grads),
@@ -125,12 +126,13 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     return library
 
 
-def _network(weights: Sequence[Tensor], gain: float) -> tuple[object, ...]:
+def _network(weights: Sequence[Tensor], activation: Activation) -> tuple[object, ...]:
     sizes = [weights[0].shape[0], *(weight.shape[1] for weight in weights)]
     return (
         ctypes.c_int64(len(weights)),
+        ctypes.c_int64(len(weights) - 1 + activation.on_last),
         (ctypes.c_int64 * len(sizes))(*sizes),
-        ctypes.c_double(gain),
+        ctypes.c_double(activation.gain),
         _array(weights),
     )
 

@@ -68,16 +68,16 @@ static void multiply(int64_t m, int64_t n, int64_t depth, const real* a, int64_t
 }
 
 struct Network {
-    int64_t layers;
-    const int64_t* sizes;  // layers + 1 of them
+    int64_t layers, activated;  // the first `activated` layers have the activation
+    const int64_t* sizes;       // layers + 1 of them
     real gain;
     std::vector<const real*> forward, backward;  // W / sqrt(fan_in), and its transpose
 
     int64_t width(int64_t k) const { return padded(sizes[k + 1]); }
 
-    Network(int64_t layers, const int64_t* sizes, double gain, const real* const* weights,
-            bool transposed)
-        : layers(layers), sizes(sizes), gain(gain) {
+    Network(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
+            const real* const* weights, bool transposed)
+        : layers(layers), activated(activated), sizes(sizes), gain(gain) {
         static thread_local std::vector<real> buffer;
         int64_t total = 0;
         for (int64_t k = 0; k < layers; ++k)
@@ -139,7 +139,7 @@ struct Tile {
                 multiply((1 + slopes) * n, width, in, features[k - 1], net.width(k - 1), 1,
                         net.forward[k], width, h, width, false);
             }
-            if (k == net.layers - 1) return;  // the last layer is linear
+            if (k >= net.activated) continue;
             for (int64_t i = 0; i < n * width; i += LANES) {
                 const vec z = load(h + i);
                 const vec sigmoid = 1 / (1 + exponential(-z));
@@ -161,8 +161,8 @@ struct Tile {
     void backward(int64_t n, const real* basis, const real* slope, real* const* gradients) {
         for (int64_t k = net.layers - 1; k >= 0; --k) {
             const int64_t in = net.sizes[k], out = net.sizes[k + 1], width = net.width(k);
-            if (k == net.layers - 1) std::swap(upper, lower);
-            for (int64_t i = 0; k < net.layers - 1 && i < n * width; i += LANES) {
+            if (k >= net.activated) std::swap(upper, lower);
+            for (int64_t i = 0; k < net.activated && i < n * width; i += LANES) {
                 const vec d = load(first[k] + i);
                 vec sum = d * load(upper + i);
                 if (slopes) {
@@ -194,10 +194,11 @@ static inline void add_row(real* sum, const real* row, int64_t columns) {
     for (; j < columns; ++j) sum[j] += row[j];
 }
 
-EXPORT void forward(int64_t layers, const int64_t* sizes, double gain, const real* const* weights,
-                    int64_t num, const real* basis, const real* slope, const int64_t* order,
-                    const int64_t* pointers, real* features, real* slopes, int threads) {
-    const Network net(layers, sizes, gain, weights, false);
+EXPORT void forward(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
+                    const real* const* weights, int64_t num, const real* basis, const real* slope,
+                    const int64_t* order, const int64_t* pointers, real* features, real* slopes,
+                    int threads) {
+    const Network net(layers, activated, sizes, gain, weights, false);
     const int64_t in = sizes[0], out = sizes[layers], width = net.width(layers - 1);
 #pragma omp parallel num_threads(threads)
     {
@@ -217,11 +218,11 @@ EXPORT void forward(int64_t layers, const int64_t* sizes, double gain, const rea
     }
 }
 
-EXPORT void backward(int64_t layers, const int64_t* sizes, double gain, const real* const* weights,
-                     int64_t num, const real* basis, const real* slope, const int64_t* order,
-                     const int64_t* pointers, const real* grad_features, const real* grad_slopes,
-                     real* const* grad_weights, int threads) {
-    const Network net(layers, sizes, gain, weights, true);
+EXPORT void backward(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
+                     const real* const* weights, int64_t num, const real* basis, const real* slope,
+                     const int64_t* order, const int64_t* pointers, const real* grad_features,
+                     const real* grad_slopes, real* const* grad_weights, int threads) {
+    const Network net(layers, activated, sizes, gain, weights, true);
     const int64_t in = sizes[0], out = sizes[layers], width = net.width(layers - 1);
     int64_t total = 0;
     for (int64_t k = 0; k < layers; ++k) total += sizes[k] * net.width(k);
@@ -241,7 +242,7 @@ EXPORT void backward(int64_t layers, const int64_t* sizes, double gain, const re
             const int64_t end = std::min(num, (c + 1) * chunk * TILE);
             for (int64_t start = c * chunk * TILE; start < end; start += TILE) {
                 const int64_t n = std::min<int64_t>(TILE, end - start);
-                tile.forward(n, basis + start * in, slope + start * in, layers - 1);
+                tile.forward(n, basis + start * in, slope + start * in, activated);
                 std::fill(tile.upper, tile.upper + 2 * n * width, (real)0);
                 for (int64_t i = 0; i < n; ++i) {
                     for (int64_t e = pointers[start + i]; e < pointers[start + i + 1]; ++e)

@@ -14,8 +14,9 @@ from eqtp.autograd import as_own_nodes, wanted_gradients
 from eqtp.backend import resolve
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.radial import _cpu, reference
+from eqtp.kernels.radial.reference import Activation
 
-__all__ = ["RadialBasis", "radial_network"]
+__all__ = ["Activation", "RadialBasis", "radial_network"]
 
 
 class RadialBasis:
@@ -69,19 +70,20 @@ class _Table(NamedTuple):
 
 
 def radial_network(
-    basis: RadialBasis, weights: Sequence[Tensor], gain: float
+    basis: RadialBasis, weights: Sequence[Tensor], activation: Activation
 ) -> Float[Tensor, "edges size_out"]:
-    """``h <- gain * silu(h W / sqrt(fan_in))`` from the basis on, the last layer without silu.
+    """``h <- gain * silu(h W / sqrt(fan_in))`` for every matrix in turn, from the basis on.
 
     Args:
         basis: The basis at the edges' lengths.
-        weights: Matrices [fan_in, fan_out], at least one.
-        gain: Factor of the activation.
+        weights: Matrices [fan_in, fan_out].
+        activation: The factor, and whether the last layer has the activation, too.
     """
-    if basis.is_compiled and all(weight.dtype == basis.lengths.dtype for weight in weights):
-        result: Tensor = _Network.apply(basis, gain, basis.lengths, *weights)[0]  # type: ignore[no-untyped-call]
+    dtype = basis.lengths.dtype
+    if basis.is_compiled and weights and all(weight.dtype == dtype for weight in weights):
+        result: Tensor = _Network.apply(basis, activation, basis.lengths, *weights)[0]  # type: ignore[no-untyped-call]
         return result
-    return reference.radial_network(basis.values, weights, gain)
+    return reference.radial_network(basis.values, weights, activation)
 
 
 class _Network(torch.autograd.Function):
@@ -94,12 +96,12 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, basis: RadialBasis, gain: float, lengths: Tensor, *weights: Tensor
+        ctx: Any, basis: RadialBasis, activation: Activation, lengths: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = tuple(weight.contiguous() for weight in weights)
         table = basis.table
-        values, slopes = _cpu.forward(*table, weights, gain, ctx.needs_input_grad[2])
-        ctx.basis, ctx.gain = basis, gain
+        values, slopes = _cpu.forward(*table, weights, activation, ctx.needs_input_grad[2])
+        ctx.basis, ctx.activation = basis, activation
         ctx.save_for_backward(lengths, slopes, *weights)
         ctx.set_materialize_grads(False)
         return values, slopes
@@ -113,16 +115,16 @@ class _Network(torch.autograd.Function):
             grad_values = grad_values.contiguous()
         if any(to_weights) and torch.is_grad_enabled():
             operands = as_own_nodes(lengths, *weights)
-            values = _definition(ctx.basis, operands, ctx.gain)
+            values = _definition(ctx.basis, operands, ctx.activation)
             grads[2:] = torch.autograd.grad(values, operands, grad_values, create_graph=True)
             return tuple(grads)
         if to_lengths and grad_values is not None:
             grads[2] = _LengthGradient.apply(  # type: ignore[no-untyped-call]
-                ctx.basis, ctx.gain, grad_values, slopes, lengths, *weights
+                ctx.basis, ctx.activation, grad_values, slopes, lengths, *weights
             )
         if any(to_weights):
             table: _Table = ctx.basis.table
-            grads[3:] = _cpu.backward(*table, weights, ctx.gain, grad_values, grad_slopes)
+            grads[3:] = _cpu.backward(*table, weights, ctx.activation, grad_values, grad_slopes)
         return tuple(grads)
 
 
@@ -133,13 +135,13 @@ class _LengthGradient(torch.autograd.Function):
     def forward(
         ctx: Any,
         basis: RadialBasis,
-        gain: float,
+        activation: Activation,
         grad_values: Tensor,
         slopes: Tensor,
         lengths: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.basis, ctx.gain = basis, gain
+        ctx.basis, ctx.activation = basis, activation
         ctx.save_for_backward(grad_values, slopes, lengths, *weights)
         return _cpu.length_gradient(basis.table.distinct, grad_values, slopes)
 
@@ -152,7 +154,7 @@ class _LengthGradient(torch.autograd.Function):
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
                 operands = as_own_nodes(grad_values, lengths, *weights)
-                values = _definition(ctx.basis, operands[1:], ctx.gain)
+                values = _definition(ctx.basis, operands[1:], ctx.activation)
                 (gradient,) = torch.autograd.grad(
                     values, operands[1], operands[0], create_graph=True
                 )
@@ -167,6 +169,6 @@ class _LengthGradient(torch.autograd.Function):
         return tuple(grads)
 
 
-def _definition(basis: RadialBasis, operands: Sequence[Tensor], gain: float) -> Tensor:
+def _definition(basis: RadialBasis, operands: Sequence[Tensor], activation: Activation) -> Tensor:
     lengths, *weights = operands
-    return reference.radial_network(basis.functions(lengths), weights, gain)
+    return reference.radial_network(basis.functions(lengths), weights, activation)

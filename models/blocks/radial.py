@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.kernels.radial import RadialBasis, radial_network
-from eqtp.kernels.radial.reference import hidden_features
+from eqtp.kernels.radial import Activation, RadialBasis, radial_network
 
 __all__ = ["SILU_GAIN", "BesselBasis", "RadialNetwork", "polynomial_cutoff"]
 
@@ -106,11 +105,12 @@ class RadialNetwork(nn.Module):
 
     def forward(self, basis: RadialBasis) -> Float[Tensor, "edges size_out"]:
         """The whole network."""
-        return radial_network(basis, self.weights, SILU_GAIN)
+        return radial_network(basis, self.weights, Activation(SILU_GAIN))
 
     def factors(
         self, basis: RadialBasis
     ) -> tuple[Float[Tensor, "edges hidden"], Float[Tensor, "hidden size_out"]]:
         """Two matrices whose product is the network, for products that take `radial=`."""
         *hidden, last = self.weights
-        return hidden_features(basis.values, hidden, SILU_GAIN), last / math.sqrt(last.shape[0])
+        features = radial_network(basis, hidden, Activation(SILU_GAIN, on_last=True))
+        return features, last / math.sqrt(last.shape[0])

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtp.kernels.radial import RadialBasis, radial_network, reference
+from eqtp.kernels.radial import Activation, RadialBasis, radial_network, reference
 from eqtp.models.blocks.radial import BesselBasis
 
 TOLERANCES = {
     torch.float64: 1e-12,  # relative to the largest element; 3e-15 measured
     torch.float32: 2e-5,  # sums of up to 101 edges and 64 channels; 1e-6 measured
 }
-GAIN = 1.7
+ACTIVATION = Activation(1.7)
 SIZES = [(8, 64, 64, 64, 96), (4, 8), (7, 5, 9, 33), (3, 20)]
 
 
@@ -35,10 +35,15 @@ def operands(
     return basis, lengths, weights
 
 
-def ours(basis: BesselBasis, lengths: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def ours(
+    basis: BesselBasis,
+    lengths: Tensor,
+    weights: Sequence[Tensor],
+    activation: Activation = ACTIVATION,
+) -> Tensor:
     radial = RadialBasis(lengths, basis.forward, basis.with_slope)
     assert radial.is_compiled
-    return radial_network(radial, weights, GAIN)
+    return radial_network(radial, weights, activation)
 
 
 def assert_close(a: Tensor, b: Tensor) -> None:
@@ -58,7 +63,10 @@ def test_slope_is_the_derivative_of_the_basis(p: int) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_training_on_forces(sizes: Sequence[int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("activation", [ACTIVATION, Activation(1.7, on_last=True)])
+def test_training_on_forces(
+    sizes: Sequence[int], dtype: torch.dtype, activation: Activation
+) -> None:
     """Values, forces, and the gradients of a loss on both in the weights alone."""
     basis, lengths, weights = operands(sizes, 101, dtype)
     covector = torch.randn(101, sizes[-1], dtype=dtype)
@@ -69,8 +77,8 @@ def test_training_on_forces(sizes: Sequence[int], dtype: torch.dtype) -> None:
         loss = forces.square().sum() + energy
         return [values, forces, *torch.autograd.grad(loss, weights)]
 
-    expected = results(reference.radial_network(basis(lengths), weights, GAIN))
-    for a, b in zip(results(ours(basis, lengths, weights)), expected, strict=True):
+    expected = results(reference.radial_network(basis(lengths), weights, activation))
+    for a, b in zip(results(ours(basis, lengths, weights, activation)), expected, strict=True):
         assert_close(a, b)
 
 
@@ -87,7 +95,7 @@ def test_third_derivatives_in_lengths_and_weights(sizes: Sequence[int]) -> None:
             scalar = sum((g.tanh().sum() for g in found), start=torch.zeros(()))
         return list(found)
 
-    expected = results(reference.radial_network(basis(lengths), weights, GAIN))
+    expected = results(reference.radial_network(basis(lengths), weights, ACTIVATION))
     for a, b in zip(results(ours(basis, lengths, weights)), expected, strict=True):
         assert_close(a, b)
 
@@ -96,7 +104,7 @@ def test_frozen_weights_and_lengths() -> None:
     basis, lengths, weights = operands((4, 8, 6), 12, torch.float64)
     frozen = [weights[0].detach(), weights[1]]
     values = ours(basis, lengths.detach(), frozen)
-    expected = reference.radial_network(basis(lengths.detach()), frozen, GAIN)
+    expected = reference.radial_network(basis(lengths.detach()), frozen, ACTIVATION)
     assert_close(values, expected)
     (grad,) = torch.autograd.grad(values.sum(), weights[1])
     assert_close(grad, torch.autograd.grad(expected.sum(), weights[1])[0])
@@ -117,7 +125,7 @@ def test_one_length_for_all_edges() -> None:
     lengths = torch.full((50,), 1.5, requires_grad=True)
     values = ours(basis, lengths, weights)
     assert torch.equal(values, values[:1].expand(50, 6))
-    assert_close(values, reference.radial_network(basis(lengths), weights, GAIN))
+    assert_close(values, reference.radial_network(basis(lengths), weights, ACTIVATION))
 
 
 def test_edges_of_one_length_have_their_own_gradients() -> None:
@@ -135,7 +143,7 @@ def test_large_arguments_do_not_overflow() -> None:
     with torch.no_grad():
         weights[0] *= 1e4
     values = ours(basis, lengths, weights)
-    assert_close(values, reference.radial_network(basis(lengths), weights, GAIN))
+    assert_close(values, reference.radial_network(basis(lengths), weights, ACTIVATION))
 
 
 def test_nan_is_not_hidden() -> None:
