@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 __all__ = ["EdgeOrder", "Graph", "SenderSums"]
 
@@ -48,6 +50,9 @@ class Graph:
     Messages go from `edge_src` to `edge_dst` and are summed at receivers. Per-edge tensors are
     given in the order of `edge_src` and `edge_dst`; the receiver-sorted order is an inner matter.
 
+    A graph may be made inside a compiled function, given to one, or be an input of an exported
+    program, as which it is the tree (edge_src, edge_dst, num_src, num_dst).
+
     Args:
         edge_src: Sender of each edge, int32 or int64, shape [E].
         edge_dst: Receiver of each edge, same shape and dtype.
@@ -67,11 +72,24 @@ class Graph:
     def __init__(
         self, edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int | None = None
     ) -> None:
+        num_dst = num_src if num_dst is None else num_dst
+        _validate(edge_src, edge_dst, num_src, num_dst)
+        self._set(edge_src, edge_dst, num_src, num_dst)
+
+    @classmethod
+    def of_checked(cls, edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) -> Graph:
+        """A graph of edges that have been checked before."""
+        graph = cls.__new__(cls)
+        graph._set(edge_src, edge_dst, num_src, num_dst)
+        return graph
+
+    def _set(self, edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) -> None:
         self.edge_src = edge_src
         self.edge_dst = edge_dst
-        self.num_src = int(num_src)
-        self.num_dst = self.num_src if num_dst is None else int(num_dst)
-        _validate(edge_src, edge_dst, self.num_src, self.num_dst)
+        self.num_src = num_src
+        self.num_dst = num_dst
+        self.kept: dict[str, list[Tensor]] = {}
+        """What families of kernels have made of the edges, by name."""
         self._sender_sums: dict[int, SenderSums] = {}
 
     def __repr__(self) -> str:
@@ -133,6 +151,10 @@ class Graph:
             self._sender_sums[chunk_edges] = self._make_sender_sums(chunk_edges)
         return self._sender_sums[chunk_edges]
 
+    def keep_sender_sums(self, chunk_edges: int, sums: SenderSums) -> None:
+        """What `sender_sums` of this length is to return."""
+        self._sender_sums[chunk_edges] = sums
+
     def _make_sender_sums(self, chunk_edges: int) -> SenderSums:
         num_chunks = -(-self.num_edges // chunk_edges)
         edges = torch.arange(self.num_edges, device=self.device)
@@ -171,6 +193,8 @@ def _validate(edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) ->
         )
     if num_src < 0 or num_dst < 0:
         raise ValueError(f"num_src and num_dst must not be negative, got {num_src}, {num_dst}")
+    if torch.compiler.is_compiling():
+        return  # there are no numbers yet; the ops that read the edges check them
     for name, index, limit in (("edge_src", edge_src, num_src), ("edge_dst", edge_dst, num_dst)):
         if index.numel() > 0:
             low, high = (int(value) for value in torch.aminmax(index))
@@ -179,3 +203,14 @@ def _validate(edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) ->
                     f"{name} must hold node indices in [0, {limit}), "
                     f"got values from {low} to {high}"
                 )
+
+
+def _flatten(graph: Graph) -> tuple[list[Any], None]:
+    return [graph.edge_src, graph.edge_dst, graph.num_src, graph.num_dst], None
+
+
+def _unflatten(parts: Iterable[Any], _: None) -> Graph:
+    return Graph.of_checked(*parts)  # parts need not be tensors: trees are mapped to other trees
+
+
+pytree.register_pytree_node(Graph, _flatten, _unflatten, serialized_type_name="eqtp.Graph")
