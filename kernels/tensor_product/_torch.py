@@ -1,13 +1,4 @@
-"""The general product in plain PyTorch, any device, with its own gradients.
-
-A product is the derivative of one form, linear in each of its four slots,
-
-    S(x1, x2, weight, out) = sum_z sum_paths C[i, j, k] x1[U, i] x2[V, j] weight[...] out[W, k]
-
-with respect to `out` (the slot that otherwise holds the gradient of a result). So are its
-gradients with respect to the other slots, and theirs again: `_Derivative` computes the derivatives
-of S in any slots, and its own backward is made of `_Derivative`. (Unweighted paths do not depend
-on the weight: they drop out where a direction takes the weight's place.)
+"""The general product in plain PyTorch, any device.
 
 Rows (edges) are taken in chunks that fit the cache, in the order given; graph edges in
 receiver-sorted order read and write memory best, but any order is right. Sums at nodes use
@@ -16,42 +7,36 @@ receiver-sorted order read and write memory best, but any order is right. Sums a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
-from eqtp.graph import Graph
+from eqtp.kernels.tensor_product._form import SLOTS, Form, Term
 from eqtp.kernels.tensor_product._groups import Group, make_groups
 from eqtp.kernels.tensor_product.config import chunk_rows
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["tensor_product"]
-
-SLOTS: tuple[str, ...] = ("x1", "x2", "weight", "out")
+__all__ = ["evaluate"]
 
 
-def tensor_product(
-    x1: Tensor,
-    x2: Tensor,
-    weight: Tensor | None,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-) -> Tensor:
-    """The product of validated operands in "ir_mul" layout; see `op.tensor_product`."""
-    form = _Form(
-        problem=problem,
-        plan=_make_plan(problem, x1.dtype, x1.device),
-        graph=graph,
-        num_rows=x2.shape[0],
-        shared=weight is not None and weight.ndim == 1,
-    )
-    given = {"x1": x1, "x2": x2, "weight": weight if problem.weight_numel > 0 else None}
-    return _derivatives(form, ("out",), given)[0]
+def evaluate(
+    form: Form, terms: Sequence[Term], operands: Sequence[Tensor | None], num_results: int
+) -> tuple[Tensor | None, ...]:
+    """The sums of derivatives that the terms describe; None where no term adds anything."""
+    results: list[Tensor | None] = [None] * num_results
+    for term in terms:
+        filled = zip(SLOTS, term.operands, strict=True)
+        given = {slot: operands[number] for slot, number in filled if number is not None}
+        wanted = {s: r for s, r in zip(SLOTS, term.results, strict=True) if r is not None}
+        part = _weighted(form) if term.weighted else form
+        derivatives = _derivatives(part, tuple(wanted), given)
+        for number, derivative in zip(wanted.values(), derivatives, strict=True):
+            old = results[number]
+            results[number] = derivative if old is None else old + derivative
+    return tuple(results)
 
 
 @dataclass(frozen=True)
@@ -59,133 +44,73 @@ class _Plan:
     """What the kernels need to know of a problem, constants on the device."""
 
     groups: tuple[Group, ...]
-    dims: Mapping[str, int]  # columns of each slot
     numel_per_row: int  # size of operands (without weights) and intermediates of one row
-    options: tuple[torch.dtype, torch.device]
 
 
 @lru_cache(maxsize=256)
 def _make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.device) -> _Plan:
     groups = make_groups(problem, dtype, device)
-    dims = {
-        "x1": problem.irreps_in1.dim,
-        "x2": problem.irreps_in2.dim,
-        "weight": problem.weight_numel,
-        "out": problem.irreps_out.dim,
-    }
+    columns = problem.irreps_in1.dim + problem.irreps_in2.dim + problem.irreps_out.dim
     largest = max((group.numel_per_row for group in groups), default=0)
-    return _Plan(groups, dims, dims["x1"] + dims["x2"] + dims["out"] + largest, (dtype, device))
+    return _Plan(groups, columns + largest)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The form S of one call: the problem, the graph and the kind of weights."""
-
-    problem: TensorProductProblem
-    plan: _Plan
-    graph: Graph | None
-    num_rows: int
-    shared: bool
-
-    def weighted(self) -> _Form:
-        """The part of S that depends on the weight."""
-        paths = tuple(path for path in self.problem.paths if path.has_weight)
-        if len(paths) == len(self.problem.paths):
-            return self
-        problem = replace(self.problem, paths=paths)
-        plan = _make_plan(problem, *self.plan.options)
-        return replace(self, problem=problem, plan=plan)
-
-    def derivatives(
-        self, wanted: tuple[str, ...], given: Mapping[str, Tensor | None]
-    ) -> tuple[Tensor, ...]:
-        """Derivatives of S in the slots `wanted`; operands that no derivative needs may be None."""
-        like = next(x for x in given.values() if x is not None)
-        results = {slot: self._allocate(slot, like) for slot in wanted}
-        step = chunk_rows(like.element_size() * self.plan.numel_per_row, like.device.type)
-        for start in range(0, self.num_rows, step):
-            rows = slice(start, min(start + step, self.num_rows))
-            chunk = {slot: self._read(slot, x, rows) for slot, x in given.items() if x is not None}
-            sums = {slot: self._open(slot, x, rows) for slot, x in results.items()}
-            for group in self.plan.groups:
-                group.accumulate(chunk, sums)
-            for slot, x in results.items():
-                index = self._node_index(slot, rows)
-                if index is not None:
-                    x.index_add_(0, index, sums[slot])
-        return tuple(results.values())
-
-    def _allocate(self, slot: str, like: Tensor) -> Tensor:
-        """Zeros where chunks add to one another, otherwise memory that `_open` clears."""
-        dim = self.plan.dims[slot]
-        if slot == "weight" and self.shared:
-            return like.new_zeros(dim)
-        if self.graph is not None and slot in ("x1", "out"):
-            nodes = self.graph.num_src if slot == "x1" else self.graph.num_dst
-            return like.new_zeros(nodes, dim)
-        return like.new_empty(self.num_rows, dim)
-
-    def _read(self, slot: str, x: Tensor, rows: slice) -> Tensor:
-        index = self._node_index(slot, rows)
-        if index is not None:
-            return x.index_select(0, index)
-        return x if x.ndim == 1 else x[rows]
-
-    def _open(self, slot: str, x: Tensor, rows: slice) -> Tensor:
-        """Where a chunk adds its part: zeros, or the running sum for shared weights.
-
-        Weights per row are written, each column by its one path, and need no zeros.
-        """
-        if self._node_index(slot, rows) is not None:
-            return x.new_zeros(rows.stop - rows.start, x.shape[1])
-        if slot == "weight":
-            return x if self.shared else x[rows]
-        return x[rows].zero_()
-
-    def _node_index(self, slot: str, rows: slice) -> Tensor | None:
-        if self.graph is None or slot in ("x2", "weight"):
-            return None
-        return (self.graph.edge_src if slot == "x1" else self.graph.edge_dst)[rows]
+def _weighted(form: Form) -> Form:
+    """The part of S that depends on the weight."""
+    paths = tuple(path for path in form.problem.paths if path.has_weight)
+    if len(paths) == len(form.problem.paths):
+        return form
+    return replace(form, problem=replace(form.problem, paths=paths))
 
 
 def _derivatives(
-    form: _Form, wanted: tuple[str, ...], given: Mapping[str, Tensor | None]
+    form: Form, wanted: tuple[str, ...], given: Mapping[str, Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """`_Form.derivatives` under autograd; a derivative does not use the slot it is taken in."""
-    operands = [None if wanted == (slot,) else given.get(slot) for slot in SLOTS]
-    return cast("tuple[Tensor, ...]", _Derivative.apply(form, wanted, *operands))  # type: ignore[no-untyped-call]
+    """Derivatives of S in the slots `wanted`; operands that no derivative needs may be None."""
+    like = next(x for x in given.values() if x is not None)
+    plan = _make_plan(form.problem, like.dtype, like.device)
+    results = {slot: _allocate(form, slot, like) for slot in wanted}
+    step = chunk_rows(like.element_size() * plan.numel_per_row, like.device.type)
+    for start in range(0, form.num_rows, step):
+        rows = slice(start, min(start + step, form.num_rows))
+        chunk = {slot: _read(form, slot, x, rows) for slot, x in given.items() if x is not None}
+        sums = {slot: _open(form, slot, x, rows) for slot, x in results.items()}
+        for group in plan.groups:
+            group.accumulate(chunk, sums)
+        for slot, x in results.items():
+            index = _node_index(form, slot, rows)
+            if index is not None:
+                x.index_add_(0, index, sums[slot])
+    return tuple(results.values())
 
 
-class _Derivative(torch.autograd.Function):
-    """Derivatives of S; backward is the sum of S's derivatives with one slot exchanged."""
+def _allocate(form: Form, slot: str, like: Tensor) -> Tensor:
+    """Zeros where chunks add to one another, otherwise memory that `_open` clears."""
+    shape = form.shape(SLOTS.index(slot))
+    sums = form.shared if slot == "weight" else form.graph is not None and slot in ("x1", "out")
+    return like.new_zeros(shape) if sums else like.new_empty(shape)
 
-    @staticmethod
-    def forward(
-        form: _Form, wanted: tuple[str, ...], *operands: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        given = dict(zip(SLOTS, operands, strict=True))
-        return form.derivatives(wanted, given)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        form, wanted, *operands = inputs
-        ctx.form, ctx.wanted = form, wanted
-        ctx.save_for_backward(*operands)
-        ctx.set_materialize_grads(False)
+def _read(form: Form, slot: str, x: Tensor, rows: slice) -> Tensor:
+    index = _node_index(form, slot, rows)
+    if index is not None:
+        return x.index_select(0, index)
+    return x if x.ndim == 1 else x[rows]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        operands = ctx.saved_tensors
-        given = dict(zip(SLOTS, operands, strict=True))
-        needs = wanted_gradients(ctx, operands)
-        needed = [slot for slot, need in zip(SLOTS, needs, strict=True) if need]
-        total: dict[str, Tensor] = {}
-        for exchanged, grad in zip(ctx.wanted, grads, strict=True):
-            wanted = tuple(slot for slot in needed if slot != exchanged)
-            if grad is None or not wanted:
-                continue
-            form = ctx.form.weighted() if exchanged == "weight" else ctx.form
-            results = _derivatives(form, wanted, {**given, exchanged: grad})
-            for slot, result in zip(wanted, results, strict=True):
-                total[slot] = total[slot] + result if slot in total else result
-        return (None, None, *(total.get(slot) for slot in SLOTS))
+
+def _open(form: Form, slot: str, x: Tensor, rows: slice) -> Tensor:
+    """Where a chunk adds its part: zeros, or the running sum for shared weights.
+
+    Weights per row are written, each column by its one path, and need no zeros.
+    """
+    if _node_index(form, slot, rows) is not None:
+        return x.new_zeros(rows.stop - rows.start, x.shape[1])
+    if slot == "weight":
+        return x if form.shared else x[rows]
+    return x[rows].zero_()
+
+
+def _node_index(form: Form, slot: str, rows: slice) -> Tensor | None:
+    if form.graph is None or slot in ("x2", "weight"):
+        return None
+    return (form.graph.edge_src if slot == "x1" else form.graph.edge_dst)[rows]

@@ -1,19 +1,26 @@
-"""The general tensor product. Definition: reference.py; implementation: _torch.py."""
+"""The general tensor product. Definition: reference.py; implementations: _cpu.py, _torch.py."""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eqtp.autograd import wanted_gradients
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
-from eqtp.kernels.tensor_product import _torch, reference
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.tensor_product import _cpu, _torch, reference
+from eqtp.kernels.tensor_product._form import VALUE, Form, Term, differentiate
 from eqtp.layout import Layout, check_layout, to_layout
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["IMPLEMENTED", "tensor_product", "validate"]
+__all__ = ["IMPLEMENTED", "tensor_product", "validate", "why_not"]
 
-IMPLEMENTED = ("torch", "reference")
+IMPLEMENTED = ("cpu", "torch", "reference")
 
 
 def tensor_product(
@@ -60,19 +67,71 @@ def tensor_product(
     """
     check_layout(layout)
     validate(x1, x2, weight, problem, graph)
-    chosen = resolve(
-        backend, family="tensor_product", implemented=IMPLEMENTED, device=x1.device.type
-    )
-    if chosen.backend == "reference":
+    kernel = resolve(
+        backend,
+        family="tensor_product",
+        implemented=IMPLEMENTED,
+        device=x1.device.type,
+        why_not=lambda name: why_not(name, x1.dtype),
+    ).backend
+    if kernel == "reference":
         return reference.tensor_product(x1, x2, weight, problem, graph=graph, layout=layout)
-    out = _torch.tensor_product(
-        to_layout(x1, problem.irreps_in1, layout, "ir_mul"),
-        to_layout(x2, problem.irreps_in2, layout, "ir_mul"),
-        weight,
-        problem,
-        graph,
-    )
-    return to_layout(out, problem.irreps_out, "ir_mul", layout)
+    inner: Layout = layout if kernel == "cpu" else "ir_mul"  # the C++ kernel takes any layout
+    x1 = to_layout(x1, problem.irreps_in1, layout, inner)
+    x2 = to_layout(x2, problem.irreps_in2, layout, inner)
+    if problem.weight_numel == 0:
+        weight = None
+    shared = weight is not None and weight.ndim == 1
+    form = Form(problem, graph, inner, x2.shape[0], shared)
+    (out,) = _derivatives(kernel, form, (VALUE,), 1, x1, x2, weight)
+    assert out is not None
+    return to_layout(out, problem.irreps_out, inner, layout)
+
+
+def why_not(backend: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a product of a dtype; None where it can."""
+    if backend == "cpu" and dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, got {dtype}"
+    return why_unavailable(backend)
+
+
+def _derivatives(
+    kernel: str, form: Form, terms: tuple[Term, ...], num_results: int, *operands: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """What the terms describe, under autograd."""
+    results = _Derivatives.apply(kernel, form, terms, num_results, *operands)  # type: ignore[no-untyped-call]
+    return cast("tuple[Tensor | None, ...]", results)
+
+
+class _Derivatives(torch.autograd.Function):
+    """A sum of derivatives of the form; its own backward is one, too."""
+
+    @staticmethod
+    def forward(
+        kernel: str, form: Form, terms: tuple[Term, ...], num_results: int, *operands: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        evaluate = {"cpu": _cpu, "torch": _torch}[kernel].evaluate
+        results: tuple[Tensor | None, ...] = evaluate(form, terms, operands, num_results)
+        return results
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.kernel, ctx.form, ctx.terms, _, *operands = inputs
+        ctx.save_for_backward(*operands)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        operands = ctx.saved_tensors
+        needs = wanted_gradients(ctx, operands)
+        terms = differentiate(
+            ctx.terms,
+            len(operands),
+            [number for number, direction in enumerate(directions) if direction is not None],
+            [number for number, need in enumerate(needs) if need],
+        )
+        grads = _derivatives(ctx.kernel, ctx.form, terms, len(operands), *operands, *directions)
+        return (None, None, None, None, *grads)
 
 
 def validate(
@@ -88,12 +147,13 @@ def validate(
         ValueError: A shape is wrong.
         TypeError: A dtype or device is wrong.
     """
-    irreps1, irreps2 = problem.irreps_in1, problem.irreps_in2
-    for name, x, irreps in (("x1", x1, irreps1), ("x2", x2, irreps2)):
+    dim1, dim2, weight_numel = _sizes(problem)
+    for name, x, dim in (("x1", x1, dim1), ("x2", x2, dim2)):
         _check_tensor(name, x)
-        if x.ndim != 2 or x.shape[1] != irreps.dim:
+        if x.ndim != 2 or x.shape[1] != dim:
+            irreps = problem.irreps_in1 if name == "x1" else problem.irreps_in2
             raise ValueError(
-                f"{name} must have {irreps.dim} columns (irreps_in{name[1]}='{irreps}'), "
+                f"{name} must have {dim} columns (irreps_in{name[1]}='{irreps}'), "
                 f"got shape {tuple(x.shape)}"
             )
     if graph is None:
@@ -107,7 +167,7 @@ def validate(
             f"with this graph x1 must have {graph.num_src} rows (senders) and x2 "
             f"{graph.num_edges} rows (edges), got shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
         )
-    _check_weight(weight, problem, x2.shape[0])
+    _check_weight(weight, weight_numel, x2.shape[0])
     for name, tensor in (("x2", x2), ("weight", weight)):
         if tensor is not None and (tensor.dtype, tensor.device) != (x1.dtype, x1.device):
             raise TypeError(
@@ -125,8 +185,13 @@ def _check_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
 
 
-def _check_weight(weight: Tensor | None, problem: TensorProductProblem, rows: int) -> None:
-    numel = problem.weight_numel
+@constant_when_compiled
+def _sizes(problem: TensorProductProblem) -> tuple[int, int, int]:
+    """Columns of x1, of x2 and of the weights."""
+    return problem.irreps_in1.dim, problem.irreps_in2.dim, problem.weight_numel
+
+
+def _check_weight(weight: Tensor | None, numel: int, rows: int) -> None:
     if weight is None:
         if numel > 0:
             raise ValueError(

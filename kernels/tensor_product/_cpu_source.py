@@ -1,0 +1,508 @@
+"""C++ source of the general product: one source for every problem, tables as arguments.
+
+The lanes of a register are rows (edges): a tile of as many rows as a register has lanes is
+transposed on its way in and out, so multiplicities may be anything, both layouts are read as they
+are, and every constant, channel and weight is a step of a plain loop. For each path and tile:
+
+    M[v][i, k]  = sum_j C[i, j, k] b[v, j]      b: the operand with fewer channels
+    Z[q][k]     = sum_i M[v][i, k] a[u, i]      q counts the pairs (u, v) that the mode joins
+    out[w, k]  += sum_q Z[q][k] weight[q, w]    mixing modes: uvw, uuw, u<vw
+    out[w(q), k] += Z[q][k] weight[q]           the others
+
+and the same lines backwards. Weights per row pass through the cache in panels, once for all that
+is computed from them. Only matrix elements (i, k) that are not zero are stored and used.
+
+Threads take chunks of rows. Sums at receivers and senders and the gradients of shared weights are
+made in chunks, too, as in the channelwise family: no atomics, no dependence on the threads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eqtp.kernels.codegen import cpp
+
+__all__ = ["source"]
+
+_BODY = """
+// Rows become lanes: element [r][l] and [l][r] change places.
+template <int S, size_t... L>
+static inline void swap_blocks(vec& a, vec& b, std::index_sequence<L...>) {
+    const vec low = __builtin_shufflevector(a, b, (L & S ? L - S + LANES : L)...);
+    b = __builtin_shufflevector(a, b, (L & S ? L + LANES : L + S)...);
+    a = low;
+}
+template <int S> static inline void transpose(vec* t) {
+    if constexpr (S > 0) {
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; ++r)
+            if (!(r & S)) swap_blocks<S>(t[r], t[r + S], std::make_index_sequence<LANES>());
+        transpose<S / 2>(t);
+    }
+}
+
+// Calls f with blocks of 8, 4, 2 and 1 of [begin, end).
+template <int N, class F> static inline void blocks(int64_t begin, int64_t end, F f) {
+    for (; begin + N <= end; begin += N) f(std::integral_constant<int, N>(), begin);
+    if constexpr (N > 1) blocks<N / 2>(begin, end, f);
+}
+
+// c(i, j) += sum_d a(i, d) b(d, j), all values registers (weights may be numbers).
+template <class A, class B, class C>
+static inline void product(int64_t m, int64_t n, int64_t depth, A a, B b, C c) {
+    blocks<4>(0, m, [&](auto rows, int64_t i0) {
+        blocks<4>(0, n, [&](auto columns, int64_t j0) {
+            constexpr int M = decltype(rows)::value, N = decltype(columns)::value;
+            vec sum[M][N] = {};
+            for (int64_t d = 0; d < depth; ++d)
+#pragma GCC unroll 4
+                for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+                    for (int j = 0; j < N; ++j) sum[i][j] += a(i0 + i, d) * b(d, j0 + j);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+                for (int j = 0; j < N; ++j) c(i0 + i, j0 + j) += sum[i][j];
+        });
+    });
+}
+
+enum Slot { X1, X2, WEIGHT, OUT };
+
+struct Path {
+    int64_t a_is_x2;
+    int64_t a, a_u, b, b_v, num_b;       // first column, step between channels, channels
+    int64_t first, columns, out_k, out_w;  // block of the result, steps of component and channel
+    int64_t weight, width, mixing, weighted, num_pairs;
+    int64_t dim_a, dim_b, dim_k, num_elements;
+    const int32_t *start, *count;        // the channels of a that each channel of b meets
+    const int32_t *pair, *channel;       // number q of each pair so met; channel w(q)
+    const int32_t *k_start, *element_a, *element_k;          // elements (i, k) of M by k
+    const int32_t *i_start, *i_element, *i_column;           // by i
+    const int32_t *term_start, *term_b; const real* term_c;  // constants of each element
+    const int32_t *j_start, *j_element, *j_column; const real* j_c;  // the same by j
+};
+struct Operand { const real* data; int64_t slot; };
+struct Result { real *data, *carry; int64_t slot; };  // carry: rows of chunks, see `_cpu.py`
+struct Pair { int64_t x1, x2, grad_x1, grad_x2; };    // numbers of operands and results, or -1
+struct Group {  // S(x1, x2, weight, out) summed over pairs (x1, x2)
+    int64_t weight, out, grad_weight, grad_out, weighted, begin, end;
+};
+struct Call {
+    const Path* paths; int64_t num_paths;
+    const Group* groups; int64_t num_groups;
+    const Pair* pairs;
+    const Operand* operands; int64_t num_operands;
+    const Result* results; int64_t num_results;
+    const int64_t *receiver, *sender, *edge;   // of each row, sorted by receiver
+    const int64_t *row, *rows, *pointers;      // sums at senders, see SenderSums
+    int64_t dims[4];
+    int64_t num_rows, chunk_rows, num_senders, graph, shared, threads;
+};
+
+constexpr int64_t PANEL = 256;  // weights per row that are in the cache at a time: 16 KiB
+
+// Hands out parts of one piece of memory; counts only, while there is none.
+struct Arena {
+    vec* base;
+    int64_t used = 0;
+    vec* take(int64_t size) {
+        used += size;
+        return base ? base + used - size : nullptr;
+    }
+};
+
+static inline void clear(vec* x, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) x[i] = vec{};
+}
+
+class Worker {
+    const Call& call;
+    std::vector<vec*> operand, result, pairs, gradient;  // tiles; per group Z and its gradient
+    vec *elements, *element_gradients;                   // M and its gradient
+    int64_t chunk, begin, first;                         // first row of the chunk, of the tile
+    int size;                                            // rows of the tile
+    const int64_t* index[4];                             // rows of each slot
+
+public:
+    explicit Worker(const Call& call)
+        : call(call), operand(call.num_operands), result(call.num_results),
+          pairs(call.num_groups), gradient(call.num_groups),
+          index{call.sender, call.edge, call.edge, call.receiver} {}
+
+    void lay_out(Arena& arena) {
+        int64_t columns = 0, panel = 0, most_pairs = 0, most_elements = 0;
+        for (int64_t i = 0; i < call.num_paths; ++i) {
+            const Path& p = call.paths[i];
+            columns = std::max(columns, p.columns);
+            panel = std::max(panel, std::max(PANEL, p.width));
+            most_pairs = std::max(most_pairs, p.num_pairs * p.dim_k);
+            most_elements = std::max(most_elements, p.num_elements);
+        }
+        const int64_t sizes[4] = {call.dims[X1], call.dims[X2], call.shared ? 0 : panel, columns};
+        for (int64_t i = 0; i < call.num_operands; ++i)
+            operand[i] = arena.take(sizes[call.operands[i].slot]);
+        for (int64_t i = 0; i < call.num_results; ++i) {
+            const bool sums = call.results[i].slot == WEIGHT && call.shared;
+            result[i] = arena.take(sums ? call.dims[WEIGHT] : sizes[call.results[i].slot]);
+        }
+        for (int64_t g = 0; g < call.num_groups; ++g) {
+            pairs[g] = arena.take(most_pairs);
+            gradient[g] = arena.take(most_pairs);
+        }
+        elements = arena.take(most_elements);
+        element_gradients = arena.take(most_elements);
+    }
+
+    void run_chunk(int64_t number) {
+        chunk = number;
+        begin = chunk * call.chunk_rows;
+        const int64_t end = std::min(call.num_rows, begin + call.chunk_rows);
+        for (int64_t r = 0; r < call.num_results; ++r)
+            if (shared_sum(r)) clear(result[r], call.dims[WEIGHT]);
+        for (first = begin; first < end; first += LANES) {
+            size = (int)std::min<int64_t>(LANES, end - first);
+            run_tile();
+        }
+        for (int64_t r = 0; r < call.num_results; ++r)
+            for (int64_t i = 0; shared_sum(r) && i < call.dims[WEIGHT]; ++i)
+                call.results[r].data[chunk * call.dims[WEIGHT] + i] = sum_lanes(result[r][i]);
+    }
+
+private:
+    bool shared_sum(int64_t r) const { return call.shared && call.results[r].slot == WEIGHT; }
+
+    template <class F> void operands_of(int64_t slot, F f) {
+        for (int64_t i = 0; i < call.num_operands; ++i)
+            if (call.operands[i].slot == slot) f(i);
+    }
+    template <class F> void results_of(int64_t slot, F f) {
+        for (int64_t i = 0; i < call.num_results; ++i)
+            if (call.results[i].slot == slot) f(i);
+    }
+
+    void run_tile() {
+        for (const int64_t slot : {X1, X2}) {
+            const int64_t dim = call.dims[slot];
+            operands_of(slot, [&](int64_t i) { read(i, 0, dim, operand[i]); });
+            results_of(slot, [&](int64_t i) { clear(result[i], dim); });
+        }
+        for (int64_t i = 0; i < call.num_paths;) {
+            const Path& head = call.paths[i];
+            operands_of(OUT, [&](int64_t o) { read(o, head.first, head.columns, operand[o]); });
+            results_of(OUT, [&](int64_t r) { clear(result[r], head.columns); });
+            for (; i < call.num_paths && call.paths[i].first == head.first; ++i)
+                run_path(call.paths[i]);
+            results_of(OUT, [&](int64_t r) { write(r, head.first, head.columns, result[r]); });
+        }
+        for (const int64_t slot : {X1, X2})
+            results_of(slot, [&](int64_t r) { write(r, 0, call.dims[slot], result[r]); });
+    }
+
+    // Columns of the tile's rows, as registers over rows; absent rows are zero.
+    void read(int64_t number, int64_t column, int64_t count, vec* to) {
+        const Operand& from = call.operands[number];
+        const real* row[LANES];
+        for (int e = 0; e < size; ++e)
+            row[e] = from.data + index[from.slot][first + e] * call.dims[from.slot] + column;
+        if (size == LANES && count >= LANES) {
+            for (int64_t next = 0; next < count; next += LANES) {
+                const int64_t c = std::min(next, count - LANES);
+                vec t[LANES];
+#pragma GCC unroll 16
+                for (int e = 0; e < LANES; ++e) t[e] = load(row[e] + c);
+                transpose<LANES / 2>(t);
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i) to[c + i] = t[i];
+            }
+            return;
+        }
+        clear(to, count);
+        for (int64_t c = 0; c < count; ++c)
+            for (int e = 0; e < size; ++e) to[c][e] = row[e][c];
+    }
+
+    // The same columns back to memory: set, or added where rows share nodes.
+    void write(int64_t number, int64_t column, int64_t count, const vec* from) {
+        const Result& to = call.results[number];
+        const int64_t dim = call.dims[to.slot];
+        const bool adds = call.graph && (to.slot == X1 || to.slot == OUT);
+        for (int64_t next = 0; next < count; next += LANES) {
+            const int64_t c = adds ? next : std::max<int64_t>(0, std::min(next, count - LANES));
+            const int n = (int)std::min<int64_t>(LANES, count - c);
+            vec t[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) t[i] = i < n ? from[c + i] : vec{};
+            transpose<LANES / 2>(t);
+            for (int e = 0; e < size; ++e) {
+                real* at = (real*)nullptr;
+                vec value = t[e];
+                if (!adds) {
+                    at = to.data + index[to.slot][first + e] * dim;
+                } else if (to.slot == X1) {
+                    at = to.carry + call.row[first + e] * dim;
+                } else {
+                    const int64_t node = call.receiver[first + e];
+                    for (; e + 1 < size && call.receiver[first + e + 1] == node; ++e)
+                        value += t[e + 1];
+                    at = node == carried() ? to.carry + chunk * dim : to.data + node * dim;
+                }
+                at += column + c;
+                if (n == LANES)
+                    store(at, adds ? load(at) + value : value);
+                else
+                    store(at, adds ? load(at, n) + value : value, n);
+            }
+        }
+    }
+
+    // The receiver whose rows began in an earlier chunk.
+    int64_t carried() const {
+        const bool inside = begin > 0 && call.receiver[begin] == call.receiver[begin - 1];
+        return inside ? call.receiver[begin] : -1;
+    }
+
+    bool active(const Path& p, const Group& g) const { return p.weighted || !g.weighted; }
+    bool needs_pairs(const Path& p, const Group& g) const {
+        return g.grad_out >= 0 || (g.grad_weight >= 0 && p.weighted);
+    }
+    bool needs_gradient(const Group& g) const {
+        for (int64_t t = g.begin; t < g.end; ++t)
+            if (call.pairs[t].grad_x1 >= 0 || call.pairs[t].grad_x2 >= 0) return true;
+        return false;
+    }
+
+    void run_path(const Path& p) {
+        for (int64_t g = 0; g < call.num_groups; ++g)
+            if (active(p, call.groups[g]) && needs_pairs(p, call.groups[g])) make_pairs(p, g);
+        const int64_t step = std::max<int64_t>(1, PANEL / p.width);
+        for (int64_t q = 0; q < p.num_pairs; q += step)
+            run_panel(p, q, std::min(p.num_pairs - q, step));
+        for (int64_t g = 0; g < call.num_groups; ++g)
+            if (active(p, call.groups[g]) && needs_gradient(call.groups[g])) pull_back(p, g);
+    }
+
+    // Z, summed over the group's pairs of operands.
+    void make_pairs(const Path& p, int64_t g) {
+        vec* const z = pairs[g];
+        clear(z, p.num_pairs * p.dim_k);
+        for (int64_t t = call.groups[g].begin; t < call.groups[g].end; ++t) {
+            const Pair& with = call.pairs[t];
+            const vec* const a = operand[p.a_is_x2 ? with.x2 : with.x1] + p.a;
+            const vec* const b = operand[p.a_is_x2 ? with.x1 : with.x2] + p.b;
+            const int32_t* pair = p.pair;
+            for (int64_t v = 0; v < p.num_b; ++v) {
+                couple(p, b + v * p.b_v);
+                blocks<8>(0, p.count[v], [&](auto block, int64_t u) {
+                    constexpr int N = decltype(block)::value;
+                    const vec* from = a + (p.start[v] + u) * p.a_u;
+                    vec* to[N];
+                    for (int s = 0; s < N; ++s) to[s] = z + pair[u + s] * p.dim_k;
+                    for (int64_t k = 0; k < p.dim_k; ++k) {
+                        vec sum[N] = {};
+                        for (int32_t e = p.k_start[k]; e < p.k_start[k + 1]; ++e) {
+                            const vec m = elements[e];
+#pragma GCC unroll 8
+                            for (int s = 0; s < N; ++s)
+                                sum[s] += m * from[p.element_a[e] + s * p.a_u];
+                        }
+#pragma GCC unroll 8
+                        for (int s = 0; s < N; ++s) to[s][k] += sum[s];
+                    }
+                });
+                pair += p.count[v];
+            }
+        }
+    }
+
+    void couple(const Path& p, const vec* b) {
+        for (int64_t e = 0; e < p.num_elements; ++e) {
+            vec sum = {};
+            for (int32_t t = p.term_start[e]; t < p.term_start[e + 1]; ++t)
+                sum += p.term_c[t] * b[p.term_b[t]];
+            elements[e] = sum;
+        }
+    }
+
+    void run_panel(const Path& p, int64_t q, int64_t num_pairs) {
+        const int64_t column = p.weight + q * p.width, length = num_pairs * p.width;
+        const bool rows = p.weighted && !call.shared;
+        if (rows) {
+            operands_of(WEIGHT, [&](int64_t o) {
+                for (int64_t g = 0; g < call.num_groups; ++g)
+                    if (call.groups[g].weight == o &&
+                        (call.groups[g].grad_out >= 0 || needs_gradient(call.groups[g])))
+                        return read(o, column, length, operand[o]);
+            });
+            results_of(WEIGHT, [&](int64_t r) { clear(result[r], length); });
+        }
+        for (int64_t number = 0; number < call.num_groups; ++number) {
+            const Group& g = call.groups[number];
+            if (!active(p, g)) continue;
+            vec* const dw = p.weighted && g.grad_weight >= 0
+                ? result[g.grad_weight] + (call.shared ? column : 0) : nullptr;
+            if (!p.weighted) {
+                weigh(p, number, q, num_pairs, [](int64_t) { return (real)1; }, dw);
+            } else if (call.shared) {
+                const real* const w = call.operands[g.weight].data + column;
+                weigh(p, number, q, num_pairs, [=](int64_t i) { return w[i]; }, dw);
+            } else {
+                const vec* const w = operand[g.weight];
+                weigh(p, number, q, num_pairs, [=](int64_t i) { return w[i]; }, dw);
+            }
+        }
+        if (rows) results_of(WEIGHT, [&](int64_t r) { write(r, column, length, result[r]); });
+    }
+
+    // Pairs and weights to the result, and back.
+    template <class W>
+    void weigh(const Path& p, int64_t number, int64_t q, int64_t num_pairs, W w, vec* dw) {
+        const Group& g = call.groups[number];
+        const int64_t dim = p.dim_k, width = p.width, out_k = p.out_k, out_w = p.out_w;
+        const vec* const z = pairs[number] + q * dim;
+        const vec* const out = g.out >= 0 ? operand[g.out] : nullptr;
+        vec* const dz = needs_gradient(g) ? gradient[number] + q * dim : nullptr;
+        vec* const sum = g.grad_out >= 0 ? result[g.grad_out] : nullptr;
+        if (dz) clear(dz, num_pairs * dim);
+        if (p.mixing) {
+            const auto pair = [=](int64_t k, int64_t q) { return z[q * dim + k]; };
+            const auto turned = [=](int64_t q, int64_t k) { return z[q * dim + k]; };
+            const auto weight = [=](int64_t q, int64_t i) { return w(q * width + i); };
+            const auto given = [=](int64_t i, int64_t k) { return out[k * out_k + i * out_w]; };
+            const auto same = [=](int64_t k, int64_t i) { return out[k * out_k + i * out_w]; };
+            if (sum)
+                product(dim, width, num_pairs, pair, weight, [=](int64_t k, int64_t i) -> vec& {
+                    return sum[k * out_k + i * out_w];
+                });
+            if (dz)
+                product(num_pairs, dim, width, weight, given,
+                        [=](int64_t q, int64_t k) -> vec& { return dz[q * dim + k]; });
+            if (dw)
+                product(num_pairs, width, dim, turned, same,
+                        [=](int64_t q, int64_t i) -> vec& { return dw[q * width + i]; });
+            return;
+        }
+        for (int64_t i = 0; i < num_pairs; ++i) {
+            const int64_t column = p.channel[q + i] * out_w;
+            const auto weight = w(i);
+            vec gradient = {};
+            for (int64_t k = 0; k < dim; ++k) {
+                const int64_t at = column + k * out_k;
+                if (sum) sum[at] += z[i * dim + k] * weight;
+                if (dz) dz[i * dim + k] = out[at] * weight;
+                if (dw) gradient += z[i * dim + k] * out[at];
+            }
+            if (dw) dw[i] += gradient;
+        }
+    }
+
+    // Gradients in x1 and x2 from that of Z.
+    void pull_back(const Path& p, int64_t g) {
+        const vec* const dz = gradient[g];
+        for (int64_t t = call.groups[g].begin; t < call.groups[g].end; ++t) {
+            const Pair& with = call.pairs[t];
+            const int64_t grad_a = p.a_is_x2 ? with.grad_x2 : with.grad_x1;
+            const int64_t grad_b = p.a_is_x2 ? with.grad_x1 : with.grad_x2;
+            const vec* const a = operand[p.a_is_x2 ? with.x2 : with.x1] + p.a;
+            const vec* const b = operand[p.a_is_x2 ? with.x1 : with.x2] + p.b;
+            vec* const da = grad_a >= 0 ? result[grad_a] + p.a : nullptr;
+            vec* const db = grad_b >= 0 ? result[grad_b] + p.b : nullptr;
+            const int32_t* pair = p.pair;
+            for (int64_t v = 0; v < p.num_b; ++v) {
+                if (da) couple(p, b + v * p.b_v);
+                if (db) clear(element_gradients, p.num_elements);
+                blocks<8>(0, p.count[v], [&](auto block, int64_t u) {
+                    constexpr int N = decltype(block)::value;
+                    const vec* from[N];
+                    for (int s = 0; s < N; ++s) from[s] = dz + pair[u + s] * p.dim_k;
+                    const int64_t at = (p.start[v] + u) * p.a_u;
+                    if (da) pull_back_a<N>(p, from, da + at);
+                    if (db) pull_back_elements<N>(p, from, a + at);
+                });
+                if (db) uncouple(p, db + v * p.b_v);
+                pair += p.count[v];
+            }
+        }
+    }
+
+    template <int N> void pull_back_a(const Path& p, const vec* const* from, vec* da) {
+        for (int64_t i = 0; i < p.dim_a; ++i) {
+            vec sum[N] = {};
+            for (int32_t t = p.i_start[i]; t < p.i_start[i + 1]; ++t) {
+                const vec m = elements[p.i_element[t]];
+                const int64_t k = p.element_k[p.i_element[t]];
+#pragma GCC unroll 8
+                for (int s = 0; s < N; ++s) sum[s] += m * from[s][k];
+            }
+#pragma GCC unroll 8
+            for (int s = 0; s < N; ++s) da[p.i_column[i] + s * p.a_u] += sum[s];
+        }
+    }
+
+    template <int N> void pull_back_elements(const Path& p, const vec* const* from, const vec* a) {
+        for (int64_t e = 0; e < p.num_elements; ++e) {
+            vec sum = {};
+            const vec* const row = a + p.element_a[e];
+#pragma GCC unroll 8
+            for (int s = 0; s < N; ++s) sum += row[s * p.a_u] * from[s][p.element_k[e]];
+            element_gradients[e] += sum;
+        }
+    }
+
+    void uncouple(const Path& p, vec* db) {
+        for (int64_t j = 0; j < p.dim_b; ++j) {
+            vec sum = {};
+            for (int32_t t = p.j_start[j]; t < p.j_start[j + 1]; ++t)
+                sum += p.j_c[t] * element_gradients[p.j_element[t]];
+            db[p.j_column[j]] += sum;
+        }
+    }
+};
+
+EXPORT void run(const Call* given) {
+    const Call call = *given;
+    const int64_t chunks = (call.num_rows + call.chunk_rows - 1) / call.chunk_rows;
+#pragma omp parallel num_threads(call.threads)
+    {
+        static thread_local std::vector<real> buffer;
+        Worker worker(call);
+        Arena arena{nullptr};
+        worker.lay_out(arena);
+        const int64_t numel = (arena.used + 1) * LANES;
+        if ((int64_t)buffer.size() < numel) buffer.resize(numel);
+        arena = Arena{(vec*)(((uintptr_t)buffer.data() + WIDTH - 1) / WIDTH * WIDTH)};
+        worker.lay_out(arena);
+#pragma omp for schedule(dynamic)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) worker.run_chunk(chunk);
+        for (int64_t r = 0; r < call.num_results; ++r) {
+            if (!call.graph || call.results[r].slot != X1) continue;
+            const int64_t dim = call.dims[X1];
+#pragma omp for schedule(static)
+            for (int64_t node = 0; node < call.num_senders; ++node) {
+                real* const row = call.results[r].data + node * dim;
+                for (int64_t i = 0; i < dim; ++i) row[i] = 0;
+                for (int64_t k = call.pointers[node]; k < call.pointers[node + 1]; ++k)
+                    for (int64_t i = 0; i < dim; ++i)
+                        row[i] += call.results[r].carry[call.rows[k] * dim + i];
+            }
+        }
+    }
+    for (int64_t r = 0; r < call.num_results; ++r) {
+        if (!call.graph || call.results[r].slot != OUT) continue;
+        const int64_t dim = call.dims[OUT];
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+            const int64_t begin = chunk * call.chunk_rows, node = call.receiver[begin];
+            if (node != call.receiver[begin - 1]) continue;
+            for (int64_t i = 0; i < dim; ++i)
+                call.results[r].data[node * dim + i] += call.results[r].carry[chunk * dim + i];
+        }
+    }
+}
+"""
+
+
+def source(dtype: torch.dtype) -> str:
+    """The whole file."""
+    headers = "#include <algorithm>\n#include <utility>\n#include <vector>\n"
+    export = f"#define EXPORT {cpp.EXPORT}\n"
+    return headers + cpp.prelude(dtype) + export + _BODY
