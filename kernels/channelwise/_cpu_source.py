@@ -10,6 +10,7 @@ import torch
 
 from eqtp.kernels.channelwise._program import path_program
 from eqtp.kernels.codegen import cpp
+from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 from eqtp.kernels.codegen.program import Program, Statement, Variable
 from eqtp.problem import Path, TensorProductProblem
 
@@ -60,7 +61,7 @@ class Pass:
         return "\n".join(
             [
                 cpp.prelude(self.dtype),
-                cpp.MATRIX_PRODUCT if self.hidden else "",
+                MATRIX_PRODUCT + _STRIDED if self.hidden else "",
                 self._tile_type(),
                 *functions,
                 self._run_tile(calls),
@@ -400,6 +401,18 @@ def _boolean(value: bool) -> str:
 def _indent(lines: Iterable[str], columns: int) -> str:
     return "\n".join(" " * columns + line for line in lines)
 
+
+_STRIDED = """
+// c[i][j] (+)= sum_k a[i][k] b[k][j], with a[i][k] at a + i ai + k ak.
+static void matrix_product(
+    int64_t height, int64_t width, int64_t depth, const real* a, int64_t ai, int64_t ak,
+    const real* b, int64_t bk, real* c, int64_t ci, bool add
+) {
+    product(
+        height, width, depth, [=](int64_t i, int64_t k) { return a[i * ai + k * ak]; },
+        [=](int64_t k) { return b + k * bk; }, [=](int64_t i) { return c + i * ci; }, add);
+}
+"""
 
 _PATH = """
 template <bool FULL>

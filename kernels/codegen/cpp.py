@@ -13,7 +13,7 @@ import torch
 
 from eqtp.kernels.codegen.program import Product, Statement, Variable
 
-__all__ = ["EXPORT", "MATRIX_PRODUCT", "prelude", "sum_of_products"]
+__all__ = ["EXPORT", "prelude", "sum_of_products"]
 
 EXPORT = 'extern "C" __attribute__((visibility("default")))'
 
@@ -60,60 +60,6 @@ static inline real sum_lanes(vec value) {{
         for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     return lanes[0];
 }}
-"""
-
-
-MATRIX_PRODUCT = """\
-// c[i][j] = sum_k a[i][k] b[k][j], added to c or in its place; a[i][k] is at a + i ai + k ak.
-// A block of ROWS by 2 registers stays in registers while k runs.
-#define UNROLL _Pragma("GCC unroll 16")
-template <int ROWS, int COLUMNS, bool FULL>
-static inline void matrix_block(
-    int depth, const real* a, int64_t ai, int64_t ak, const real* b, int64_t bk,
-    real* c, int64_t ci, bool add, int lanes
-) {
-    vec sum[ROWS][COLUMNS] = {};
-    for (int k = 0; k < depth; ++k) {
-        vec right[COLUMNS];
-UNROLL
-        for (int j = 0; j < COLUMNS; ++j) right[j] = get<FULL>(b + k * bk + j * LANES, lanes);
-UNROLL
-        for (int i = 0; i < ROWS; ++i)
-UNROLL
-            for (int j = 0; j < COLUMNS; ++j) sum[i][j] += a[i * ai + k * ak] * right[j];
-    }
-UNROLL
-    for (int i = 0; i < ROWS; ++i)
-UNROLL
-        for (int j = 0; j < COLUMNS; ++j) {
-            real* const at = c + i * ci + j * LANES;
-            put<FULL>(at, add ? get<FULL>(at, lanes) + sum[i][j] : sum[i][j], lanes);
-        }
-}
-template <int ROWS>
-static inline void matrix_rows(
-    int width, int depth, const real* a, int64_t ai, int64_t ak, const real* b, int64_t bk,
-    real* c, int64_t ci, bool add
-) {
-    int j = 0;
-    for (; j + 2 * LANES <= width; j += 2 * LANES)
-        matrix_block<ROWS, 2, true>(depth, a, ai, ak, b + j, bk, c + j, ci, add, LANES);
-    for (; j + LANES <= width; j += LANES)
-        matrix_block<ROWS, 1, true>(depth, a, ai, ak, b + j, bk, c + j, ci, add, LANES);
-    if (j < width)
-        matrix_block<ROWS, 1, false>(depth, a, ai, ak, b + j, bk, c + j, ci, add, width - j);
-}
-static void matrix_product(
-    int height, int width, int depth, const real* a, int64_t ai, int64_t ak,
-    const real* b, int64_t bk, real* c, int64_t ci, bool add
-) {
-    constexpr int ROWS = WIDTH == 64 ? 8 : 4;
-    int i = 0;
-    for (; i + ROWS <= height; i += ROWS)
-        matrix_rows<ROWS>(width, depth, a + i * ai, ai, ak, b, bk, c + i * ci, ci, add);
-    for (; i < height; ++i)
-        matrix_rows<1>(width, depth, a + i * ai, ai, ak, b, bk, c + i * ci, ci, add);
-}
 """
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from eqtp.kernels.codegen import cpp
-from eqtp.kernels.linear.matrix_product import MATRIX_PRODUCT
+from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
 
@@ -156,6 +156,6 @@ EXPORT void weight_gradient(const Path* paths, int64_t num_paths, int64_t nodes,
 
 def source(dtype: torch.dtype) -> str:
     """The whole file."""
-    headers = "#include <algorithm>\n#include <vector>\n"
+    headers = "#include <algorithm>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
     return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + _BODY

@@ -12,7 +12,7 @@ import math
 import torch
 
 from eqtp.kernels.codegen import cpp
-from eqtp.kernels.linear.matrix_product import MATRIX_PRODUCT
+from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
 
@@ -320,6 +320,6 @@ def source(dtype: torch.dtype) -> str:
     *lower, last = [f"(real){1 / math.factorial(k)!r}" for k in range(_DEGREE[dtype] + 1)]
     horner = "\n".join(f"    sum = sum * rest + {coefficient};" for coefficient in lower[::-1])
     exponential = _EXPONENTIAL.format(**_NUMBERS[dtype], last=last, horner=horner)
-    headers = "#include <algorithm>\n#include <cmath>\n#include <vector>\n"
+    headers = "#include <algorithm>\n#include <cmath>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
     return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + exponential + _BODY

@@ -15,6 +15,7 @@ import torch
 from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.channelwise._program import SECOND_ORDER, path_program
 from eqtp.kernels.codegen import availability, compiler, cpp, memory
+from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 from eqtp.kernels.codegen.program import Program, Statement, Variable, product
 from eqtp.problem import TensorProductProblem
 
@@ -133,10 +134,12 @@ def test_matrix_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None
     height, width, depth = shape
     source = (
         cpp.prelude(dtype)
-        + cpp.MATRIX_PRODUCT
+        + MATRIX_PRODUCT
         + cpp.EXPORT
         + """ void run(int height, int width, int depth, const real* a, const real* b, real* c) {
-    matrix_product(height, width, depth, a, 1, height, b, width, c, width, true);
+    product(
+        height, width, depth, [=](int i, int k) { return a[k * height + i]; },
+        [=](int k) { return b + k * width; }, [=](int i) { return c + i * width; }, true);
 }"""
     )
     a, b, c = (torch.randn(s, dtype=dtype) for s in ((depth, height), (depth, width), shape[:2]))

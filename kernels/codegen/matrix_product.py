@@ -9,7 +9,9 @@ from __future__ import annotations
 
 __all__ = ["MATRIX_PRODUCT"]
 
-MATRIX_PRODUCT = """
+MATRIX_PRODUCT = """\
+#include <vector>
+
 // Registers that hold sums: half of the processor's, so that the operands fit beside them.
 constexpr int SUMS = WIDTH == 64 ? 16 : 8;
 constexpr int COLUMNS = WIDTH == 64 ? 4 : 2;
