@@ -104,4 +104,4 @@ H200's 132 multiprocessors at 8 warps each; the rows of mace-large take 9 MB."""
 
 TRITON_MAX_TERMS = 2000
 """Non-zero constants of a product that are unrolled. With 1,222 (nequip-benzene) the kernels of the
-gradient take 17 s of CPU time to compile, those of a training step 80 s, once per machine."""
+gradient take 17 s of CPU time to compile, those of a training step 79 s, once per machine."""
