@@ -7,22 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
+from eqtp.backend import Backend, Resolution, resolve
 from eqtp.kernels.channelwise import op as channelwise
 from eqtp.kernels.tensor_product import op as tensor_product
 from eqtp.methods import Method
-from eqtp.problem import Path, TensorProductProblem
-from eqtp.so3 import wigner_3j
+from eqtp.problem import TensorProductProblem
+
+from .family import FamilyChoice
 
 __all__ = ["explain", "flops_per_row"]
-
-_FAMILIES = {
-    "channelwise": (
-        channelwise.IMPLEMENTED,
-        "every path is 'uvu' with one channel in irreps_in2",
-    ),
-    "tensor_product": (tensor_product.IMPLEMENTED, "serves all modes and multiplicities"),
-}
 
 
 def explain(
@@ -30,8 +23,7 @@ def explain(
     *,
     title: str,
     method: Method,
-    family: str,
-    backend: Backend,
+    choose_family: FamilyChoice,
     like: Tensor | None,
 ) -> str:
     """A report of what runs and why.
@@ -40,30 +32,53 @@ def explain(
         problem: The product.
         title: First line.
         method: The product's method.
-        family: Name of the kernel family.
-        backend: What the caller asked for.
+        choose_family: Tells the kernel family and holds the backend that the caller asked for.
         like: A tensor whose device and dtype the operands have; CPU and default dtype when None.
     """
     device = "cpu" if like is None else like.device.type
     dtype = torch.get_default_dtype() if like is None else like.dtype
-    implemented, why = _FAMILIES[family]
-    chosen = resolve(backend, family=family, implemented=implemented, device=device)
+    rows, why_rows = choose_family(on_graph=False, device=device)
+    graphs, why_graphs = choose_family(on_graph=True, device=device)
+    chosen = _resolve(choose_family.backend, graphs, problem, device, dtype)
+    kernels = [f"  kernel    {graphs}: {why_graphs}"]
+    if rows != graphs:
+        kernels += [f"            {rows} without a graph: {why_rows}"]
     columns = problem.irreps_in1.dim + problem.irreps_in2.dim + problem.irreps_out.dim
-    nonzeros = sum(_nonzeros(problem, path) for path in problem.paths)
     weighted = sum(path.has_weight for path in problem.paths)
     return "\n".join(
         [
             title,
             f"  method    {method.name} ({method.summary})",
-            f"  kernel    {family}: {why}",
+            *kernels,
             f"  backend   {chosen.backend}: {chosen.reason}",
-            f"  paths     {len(problem.paths)}, {weighted} with weights; {nonzeros} nonzero "
-            "constants",
+            f"  paths     {len(problem.paths)}, {weighted} with weights; "
+            f"{choose_family.constants} nonzero constants",
             f"  flops     {flops_per_row(problem):,} per row, forward",
             f"  bytes     {columns * dtype.itemsize:,} per row in {dtype} (x1, x2 and result once)"
             f" and {problem.weight_numel * dtype.itemsize:,} for weights per row",
             f"  radial    the {chosen.backend!r} backend stores hidden @ matrix for every edge",
         ]
+    )
+
+
+def _resolve(
+    backend: Backend, family: str, problem: TensorProductProblem, device: str, dtype: torch.dtype
+) -> Resolution:
+    """What a family takes for operands of a device and dtype."""
+    if family == "channelwise":
+        return resolve(
+            backend,
+            family=family,
+            implemented=channelwise.IMPLEMENTED,
+            device=device,
+            why_not=lambda name: channelwise.why_not(name, problem, dtype),
+        )
+    return resolve(
+        backend,
+        family=family,
+        implemented=tensor_product.IMPLEMENTED,
+        device=device,
+        why_not=lambda name: tensor_product.why_not(name, dtype),
     )
 
 
@@ -82,7 +97,3 @@ def flops_per_row(problem: TensorProductProblem) -> int:
         mixed = mul3 if path.mode in ("uvw", "uuw", "u<vw") else 1
         total += 2 * (channels * dim1 * dim2 * dim3 + pairs * dim1 * dim3 + pairs * mixed * dim3)
     return total
-
-
-def _nonzeros(problem: TensorProductProblem, path: Path) -> int:
-    return int((wigner_3j(*problem.degrees(path)).abs() > 1e-14).sum())

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.channelwise import channelwise_tensor_product, supports
+from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import Layout, check_layout
 from eqtp.methods import WeightRank, get_method
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, TensorProductProblem
 
 from .explanation import explain
+from .family import FamilyChoice
 
 __all__ = ["TensorProduct"]
 
@@ -120,7 +121,7 @@ class TensorProduct(nn.Module):
         self.method = get_method(method)
         self.backend: Backend = backend
         self.layout: Layout = layout
-        self.family = "channelwise" if supports(problem) else "tensor_product"
+        self._choose_family = FamilyChoice.of(problem, backend)
         weight = nn.Parameter(torch.randn(problem.weight_numel)) if internal_weights else None
         self.register_parameter("weight", weight if problem.weight_numel > 0 else None)
 
@@ -148,6 +149,12 @@ class TensorProduct(nn.Module):
     def weight_numel(self) -> int:
         """Length of the flat weight."""
         return self.problem.weight_numel
+
+    @property
+    def family(self) -> str:
+        """The kernel family that serves graphs where the module's weights are; see `explain`."""
+        device = "cpu" if self.weight is None else self.weight.device.type
+        return self._choose_family(on_graph=True, device=device)[0]
 
     @property
     def weight_rank(self) -> WeightRank:
@@ -181,7 +188,9 @@ class TensorProduct(nn.Module):
             ValueError: A shape breaks the rules, or weights are missing or given twice.
             TypeError: Operands differ in dtype or device.
         """
-        if radial is not None and self.family == "channelwise" and graph is not None:
+        on_graph = graph is not None
+        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
+        if radial is not None and family == "channelwise" and on_graph:
             self._check_radial(weight, radial)
             return channelwise_tensor_product(
                 x1,
@@ -211,7 +220,9 @@ class TensorProduct(nn.Module):
     def _product(
         self, x1: Tensor, x2: Tensor, weight: Tensor | None, graph: Graph | None
     ) -> Tensor:
-        product = channelwise_tensor_product if self.family == "channelwise" else tensor_product
+        on_graph = graph is not None
+        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
+        product = channelwise_tensor_product if family == "channelwise" else tensor_product
         return product(
             x1, x2, weight, self.problem, graph=graph, layout=self.layout, backend=self.backend
         )
@@ -312,8 +323,7 @@ class TensorProduct(nn.Module):
             self.problem,
             title=str(self),
             method=self.method,
-            family=self.family,
-            backend=self.backend,
+            choose_family=self._choose_family,
             like=self.weight,
         )
 
