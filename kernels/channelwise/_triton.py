@@ -33,13 +33,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
+from eqtp.kernels.channelwise._triton_items import Items, items_of
 from eqtp.kernels.channelwise._triton_source import (
     FUNCTION,
     LIKE,
@@ -50,7 +50,6 @@ from eqtp.kernels.channelwise._triton_source import (
 )
 from eqtp.kernels.channelwise.config import (
     TRITON_MAX_TERMS,
-    TRITON_PIECE_EDGES,
     TRITON_SHARED_PROGRAMS,
     TritonLaunch,
     triton_launch,
@@ -291,7 +290,7 @@ class _Call:
                 lanes=_lanes(self.like.device),
             )
         )
-        items = _Items.of_rows(self.rows) if self.graph is None else _items(self.graph, end)
+        items = Items.of_rows(self.rows) if self.graph is None else items_of(self.graph, end)
         programs = items.number
         if self.shared and any(LIKE[name] == "w" for name in wanted):
             programs = min(programs, TRITON_SHARED_PROGRAMS)
@@ -302,7 +301,7 @@ class _Call:
         return {name: self._finish(name, t, plan, items) for name, t in results.items()}
 
     def _launch(
-        self, plan: Pass, items: _Items, programs: int, results: Mapping[str, Tensor]
+        self, plan: Pass, items: Items, programs: int, results: Mapping[str, Tensor]
     ) -> None:
         launch = plan.launch
         options: dict[str, Any] = {
@@ -329,7 +328,7 @@ class _Call:
     def _is_at_node(self, name: str, end: End) -> bool:
         return LIKE[name] == ("g" if end == "receiver" else "x")
 
-    def _allocate(self, name: str, plan: Pass, items: _Items, programs: int) -> Tensor:
+    def _allocate(self, name: str, plan: Pass, items: Items, programs: int) -> Tensor:
         """Memory for a result: zeros where some of it is not written by any kernel."""
         kind, rows, dtype = LIKE[name], self.rows, plan.arithmetic
         make = self.like.new_empty if plan.covered[name] and programs > 0 else self.like.new_zeros
@@ -342,7 +341,7 @@ class _Call:
         irreps = self.problem.irreps_in1 if kind == "x" else self.problem.irreps_out
         return make(items.number, irreps.dim, dtype=dtype)
 
-    def _finish(self, name: str, result: Tensor, plan: Pass, items: _Items) -> Tensor:
+    def _finish(self, name: str, result: Tensor, plan: Pass, items: Items) -> Tensor:
         """Adds what different programs found, and goes back to the operands' dtype."""
         kind = LIKE[name]
         if kind == "y":
@@ -366,77 +365,3 @@ def _lanes(device: torch.device) -> int:
     if device.type != "cuda":
         return 32
     return int(torch.cuda.get_device_properties(device).warp_size)
-
-
-@dataclass(frozen=True)
-class _Items:
-    """Work of the programs: nodes, then the further pieces of nodes with many edges.
-
-    Attributes:
-        num_nodes: Number of nodes.
-        number: Number of items; some behind the last piece have no edges.
-        tensors: Node, first and last edge of every item, and the edges; empty for rows.
-        pointers: Where each node's further pieces start; None where there cannot be any.
-    """
-
-    num_nodes: int
-    number: int
-    tensors: Mapping[str, Tensor]
-    pointers: Tensor | None
-
-    @classmethod
-    def of_rows(cls, rows: int) -> _Items:
-        """Every row by itself."""
-        return cls(rows, rows, {}, None)
-
-    @classmethod
-    def of_edges(cls, first: Tensor, across: Tensor, edge: Tensor) -> _Items:
-        """Nodes whose edges are first[n] <= position < first[n + 1].
-
-        Args:
-            first: Row pointers, [nodes + 1].
-            across: The node at the other end of every edge, in the order of the pointers.
-            edge: The edges' numbers in the order in which they were given.
-        """
-        num_nodes, num_edges = len(first) - 1, len(edge)
-        node = torch.arange(num_nodes, device=first.device)
-        start = first[:-1]
-        pointers = None
-        num_pieces = num_edges // TRITON_PIECE_EDGES  # at least sum((edges - 1) // PIECE)
-        if num_pieces > 0:
-            further = (first.diff() - 1).clamp(min=0) // TRITON_PIECE_EDGES
-            pointers = torch.nn.functional.pad(further.cumsum(0), (1, 0))
-            piece = torch.arange(num_pieces, device=first.device)
-            owner = torch.searchsorted(pointers, piece, right=True) - 1
-            is_used = owner < num_nodes
-            owner = owner.clamp(max=num_nodes - 1)
-            offset = (piece - pointers[owner] + 1) * TRITON_PIECE_EDGES
-            node = torch.cat([node, owner])
-            start = torch.cat([start, torch.where(is_used, start[owner] + offset, num_edges)])
-        stop = torch.minimum(start + TRITON_PIECE_EDGES, first[1:][node])
-        tensors = {
-            "item_node": node,
-            "item_start": start,
-            "item_stop": stop,
-            "across": across,
-            "edge": edge,
-        }
-        return cls(num_nodes, len(node), tensors, pointers)
-
-
-_ITEMS: WeakKeyDictionary[Graph, dict[str, _Items]] = WeakKeyDictionary()
-
-
-def _items(graph: Graph, end: End) -> _Items:
-    """The items of a graph, made when first needed and kept as long as the graph."""
-    made = _ITEMS.setdefault(graph, {})
-    if end not in made:
-        edge = graph.receiver_order
-        if edge is None:
-            edge = torch.arange(graph.num_edges, device=graph.device)
-        if end == "receiver":
-            made[end] = _Items.of_edges(graph.receiver_pointers, graph.sorted_src, edge)
-        else:
-            order = graph.sender_order
-            made[end] = _Items.of_edges(graph.sender_pointers, graph.sorted_dst[order], edge[order])
-    return made[end]
