@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     record: dict[str, Any] = {"machine": machine(), "threads": {}}
     for threads in args.threads:
-        record["threads"][threads] = worker(MODULE, threads, args.repetitions)
+        record["threads"][threads] = worker(MODULE, threads, "--repetitions", args.repetitions)
     write_json(args.output, record)
     print(table(record))
     print(f"written: {args.output}")
@@ -100,15 +101,16 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
         "times": {},
     }
     for task, function in TASKS.items():
-        calls: dict[str, Callable[[], object]] = {}
+        calls: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
         for name, (product, layout) in contestants.items():
             inputs = [operands[0], *operands[1:]]
             if layout == "ir_mul":
                 inputs[0] = eqtp.layout.to_layout(inputs[0], tp.irreps_in1, "mul_ir", "ir_mul")
             leaves = [t.clone().requires_grad_(task != "forward") for t in inputs]
-            calls[name] = lambda f=function, p=product, t=leaves: f(p, *t)
+            calls[name] = partial(function, product, *leaves)
         result["errors"][task] = {
-            name: relative_error(_last(call()), _last(calls["e3nn"]()))
+            # The squared norm, or the gradient in the weights: the same in every layout.
+            name: relative_error(call()[-1], calls["e3nn"]()[-1])
             for name, call in calls.items()
         }
         samples = alternate(calls, repetitions=repetitions, warmup=2)
@@ -137,13 +139,6 @@ def force_loss(product: Product, x1: Tensor, x2: Tensor, weight: Tensor) -> tupl
 TASKS = {"forward": forward, "forward+backward": forward_backward, "force loss": force_loss}
 
 
-def _last(results: object) -> Tensor:
-    """The squared norm, or the gradient in the weights: the same in every layout."""
-    assert isinstance(results, tuple)
-    tensor: Tensor = results[-1]
-    return tensor
-
-
 def _e3nn(tp: Any, src: Tensor, dst: Tensor) -> Product:
     from e3nn import o3
 
@@ -157,7 +152,7 @@ def _e3nn(tp: Any, src: Tensor, dst: Tensor) -> Product:
     )
 
     def product(x1: Tensor, x2: Tensor, weight: Tensor) -> Tensor:
-        messages = theirs(x1.index_select(0, src), x2, weight)
+        messages: Tensor = theirs(x1.index_select(0, src), x2, weight)
         return messages.new_zeros(NUM_NODES, messages.shape[1]).index_add(0, dst, messages)
 
     return product

@@ -100,18 +100,18 @@ def results_folder() -> Path:
     return RESULTS / slug
 
 
-def worker(module: str, threads: int, repetitions: int) -> dict[str, Any]:
+def worker(module: str, threads: int, *options: object) -> dict[str, Any]:
     """What a benchmark measures in a fresh interpreter, where OpenMP starts with those threads.
 
-    The module is run with `--worker FILE --threads THREADS --repetitions REPETITIONS` and writes
-    its answer to FILE.
+    The module is run with `--worker FILE --threads THREADS` and `options` and writes its answer to
+    FILE.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", module, "--worker", str(answer)]
-        options = ["--threads", str(threads), "--repetitions", str(repetitions)]
+        command += ["--threads", str(threads), *map(str, options)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run([*command, *options], check=True, env=environment)
+        subprocess.run(command, check=True, env=environment)
         result: dict[str, Any] = json.loads(answer.read_text())
     return result
 
