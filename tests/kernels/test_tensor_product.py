@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,10 @@ from eqtp.so3 import rand_matrix, wigner_D
 
 TOLERANCES = {
     "float64": 1e-12,  # the bar: relative to the largest element; 4e-15 is typical
+    "second": 1e-11,  # the bar of second gradients
     "equivariance": 1e-11,  # wigner_D at l = 3 adds rounding of its own
-    "float32": 2e-6,  # sums of at most a few dozen terms
+    "float32": 2e-6,  # the bar; sums of at most a few dozen terms
+    "float32 second": 1e-5,  # the bar
 }
 
 MODES: tuple[Mode, ...] = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
@@ -144,7 +147,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
 
 @pytest.mark.parametrize("seed", range(NUM_PRODUCTS))
 def test_matches_e3nn(seed: int) -> None:
-    """Values and gradients of the definition and the fast path, in both layouts."""
+    """Values and gradients of the definition and the kernels, in both layouts."""
     case = random_case(seed)
     problem = case.problem
     rival = o3.TensorProduct(
@@ -165,7 +168,8 @@ def test_matches_e3nn(seed: int) -> None:
     direction = torch.randn_like(expected_out)
     expected = value_and_gradients(expected_out, inputs, direction)
     backends: list[tuple[Any, Layout]] = [
-        ("reference", "mul_ir"), ("torch", "mul_ir"), ("torch", "ir_mul")
+        ("reference", "mul_ir"), ("torch", "mul_ir"), ("torch", "ir_mul"), ("cpu", "mul_ir"),
+        ("cpu", "ir_mul"),
     ]  # fmt: skip
     for backend, layout in backends:
         x1 = to_layout(inputs[0], problem.irreps_in1, "mul_ir", layout)
@@ -174,6 +178,50 @@ def test_matches_e3nn(seed: int) -> None:
         out = to_layout(out, problem.irreps_out, layout, "mul_ir")
         got = value_and_gradients(out, inputs, direction)
         assert_close(got, expected, TOLERANCES["float64"])
+
+
+def second_gradients(
+    product: Callable[..., Tensor], inputs: list[Tensor], directions: list[Tensor]
+) -> list[Tensor]:
+    """Value, first gradients, and gradients of theirs along directions."""
+    out = product(*inputs[:-1])
+    if not out.requires_grad:
+        return [out]
+    options = {"allow_unused": True, "materialize_grads": True}
+    first = torch.autograd.grad(out, inputs[:-1], inputs[-1], create_graph=True, **options)
+    second = torch.autograd.grad(first, inputs, directions, **options)
+    return [out, *first, *second]
+
+
+@pytest.mark.parametrize("seed", range(NUM_PRODUCTS))
+def test_second_gradients_and_float32(seed: int) -> None:
+    """Rows and graphs, more than a tile of them, against the definition in float64."""
+    case = random_case(seed)
+    problem, rows = case.problem, 19
+    graph = Graph(torch.arange(rows) % 3, torch.arange(rows) // 7, 3, 4) if seed % 2 else None
+    inputs = operands(problem, rows, case.shared)
+    if graph is not None:
+        inputs[0] = torch.randn(graph.num_src, problem.irreps_in1.dim, requires_grad=True)
+    num_dst = rows if graph is None else graph.num_dst
+    inputs.append(torch.randn(num_dst, problem.irreps_out.dim, requires_grad=True))
+    directions = [torch.randn(x.shape) for x in inputs[:-1]]
+
+    def product(backend: Any) -> Callable[..., Tensor]:
+        return lambda *x: run(list(x), problem, graph=graph, backend=backend)
+
+    single = [x.detach().float().requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in single]
+    rounded = [v.float() for v in directions]
+    expected = second_gradients(product("reference"), inputs, directions)
+    expected32 = second_gradients(product("reference"), exact, [v.double() for v in rounded])
+    first = len(inputs)
+    for backend in ("cpu", "torch"):
+        got = second_gradients(product(backend), inputs, directions)
+        assert_close(got[:first], expected[:first], TOLERANCES["float64"])
+        assert_close(got[first:], expected[first:], TOLERANCES["second"])
+        got = [x.double() for x in second_gradients(product(backend), single, rounded)]
+        assert_close(got[:first], expected32[:first], TOLERANCES["float32"])
+        assert_close(got[first:], expected32[first:], TOLERANCES["float32 second"])
 
 
 def test_random_products_cover_everything() -> None:
@@ -215,7 +263,8 @@ def small_graph() -> Graph:
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_row"])
 @pytest.mark.parametrize("with_graph", [False, True], ids=["rows", "graph"])
-def test_gradgradcheck(name: str, shared: bool, with_graph: bool) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_gradgradcheck(name: str, shared: bool, with_graph: bool, backend: Any) -> None:
     problem = small(name)
     graph = small_graph() if with_graph else None
     inputs = operands(problem, 4 if with_graph else 2, shared)
@@ -223,17 +272,19 @@ def test_gradgradcheck(name: str, shared: bool, with_graph: bool) -> None:
         inputs[0] = torch.randn(graph.num_src, problem.irreps_in1.dim, requires_grad=True)
 
     def function(*tensors: Tensor) -> Tensor:
-        return run(list(tensors), problem, graph=graph, backend="torch")
+        return run(list(tensors), problem, graph=graph, backend=backend)
 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-def test_third_derivatives() -> None:
-    problem = small("mixed")
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["mixed", "uuw"])
+def test_third_derivatives(name: str, backend: Any) -> None:
+    problem = small(name)
 
     def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = run(list(tensors), problem)
+        out = run(list(tensors), problem, backend=backend)
         return torch.autograd.grad((out * out).sum(), tensors, create_graph=True)
 
     inputs = operands(problem, 2, shared=False)
@@ -275,7 +326,7 @@ def graphs() -> dict[str, Graph]:
 @pytest.mark.parametrize(
     "kind", ["unsorted", "sorted", "int32", "isolated", "bipartite", "no_edges", "no_nodes"]
 )
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 def test_graph_is_gather_product_sum(name: str, shared: bool, kind: str, backend: Any) -> None:
     problem, graph = small(name), graphs()[kind]
     inputs = operands(problem, graph.num_edges, shared)
@@ -296,6 +347,7 @@ def test_graph_is_gather_product_sum(name: str, shared: bool, kind: str, backend
 def test_chunks_do_not_matter(
     shared: bool, with_graph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of plain torch; the chunks of the C++ kernel are whole tiles, see below."""
     problem = small("mixed")
     graph = graphs()["unsorted"] if with_graph else None
     inputs = operands(problem, 40, shared)
@@ -311,6 +363,42 @@ def test_chunks_do_not_matter(
         results.append([out, *first, *second])
     for other in results[1:]:
         assert_close(other, results[0], TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_row"])
+@pytest.mark.parametrize("with_graph", [False, True], ids=["rows", "graph"])
+def test_any_number_of_threads_gives_the_same_bits(shared: bool, with_graph: bool) -> None:
+    """And so does a second run; a hub's edges are spread over several chunks."""
+    problem, rows = small("mixed"), 203
+    graph = None
+    if with_graph:
+        graph = Graph(torch.randint(0, 9, (rows,)), torch.randint(0, 9, (rows,)).clamp(min=6), 9)
+    inputs = operands(problem, rows, shared)
+    if graph is not None:
+        inputs[0] = torch.randn(graph.num_src, problem.irreps_in1.dim, requires_grad=True)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3, 2, 2):
+            torch.set_num_threads(number)
+            out = run(inputs, problem, graph=graph, backend="cpu")
+            first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+            total = torch.stack([g.square().sum() for g in first]).sum()
+            results.append([out, *first, *torch.autograd.grad(total, inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    expected = run(inputs, problem, graph=graph, backend="reference")
+    assert_close(results[0][:1], [expected], TOLERANCES["float64"])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_half_precision_is_left_to_torch() -> None:
+    problem = small("mixed")
+    inputs = [x.detach().bfloat16() for x in operands(problem, 3, True)]
+    assert run(inputs, problem).dtype == torch.bfloat16
+    with pytest.raises(NotImplementedError, match="computes in float32 or float64"):
+        run(inputs, problem, backend="cpu")
 
 
 def representation(irreps: Irreps, rotation: Tensor, inversion: bool) -> Tensor:
