@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 PRESET ?= 3bpa-quick
 
 # Data is read from ../shared/data where that exists; elsewhere the data set's own lookup applies.
@@ -51,8 +52,9 @@ $(VENV)/.train: pyproject.toml
 	$(VENV)/bin/pip install $(PIP_FLAGS) --editable .
 	touch $@
 
+# Triton interprets and compiles its kernels without a GPU; the pin is that of the table of registers.
 $(VENV)/.dev: $(VENV)/.train
-	$(VENV)/bin/pip install $(PIP_FLAGS) --editable ".[dev]"
+	$(VENV)/bin/pip install $(PIP_FLAGS) --editable ".[dev]" "$(TRITON)"
 	touch $@
 
 # mace-torch pins e3nn 0.4.4, so its comparisons live in an environment of their own.
