@@ -13,7 +13,6 @@ from doing the same work. A library that another user owns or could have written
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -134,6 +133,8 @@ def _load(identity: str, generate: Callable[[], str]) -> ctypes.CDLL:
     folder = cache_folder()
     library = folder / f"{key}.so"
     if not library.exists():
+        import fcntl  # absent from Windows, where no compiler is looked for
+
         with (folder / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
