@@ -23,21 +23,19 @@ Results are the same for any number of threads: chunks and the order of their su
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
 from eqtp.kernels.codegen.compiler import load_library
+from eqtp.kernels.symmetric_contraction._autograd import contract
 from eqtp.kernels.symmetric_contraction._cpu_source import source
 from eqtp.kernels.symmetric_contraction._factors import factorise
-from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
-from eqtp.layout import Layout, to_layout
+from eqtp.layout import Layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
 __all__ = ["DTYPES", "symmetric_contraction_cpu"]
@@ -54,133 +52,7 @@ def symmetric_contraction_cpu(
     layout: Layout = "mul_ir",
 ) -> Float[Tensor, "num_nodes dim_out"]:
     """The op on CPU tensors of `DTYPES`; same arguments as the reference."""
-    rows = to_layout(x, problem.irreps_in, layout, "ir_mul")
-    out: Tensor = _Value.apply(  # type: ignore[no-untyped-call]
-        rows.contiguous(), weight.contiguous(), element.contiguous(), problem
-    )
-    return to_layout(out, problem.irreps_out, "ir_mul", layout)
-
-
-class _Value(torch.autograd.Function):
-    """out = P(x, weight)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, element: Tensor, problem: SymmetricContractionProblem
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, element)
-        ctx.problem = problem
-        ctx.set_materialize_grads(False)
-        out = x.new_empty(x.shape[0], problem.irreps_out.dim)
-        _run(problem, element, x=x, weight=weight, out=out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None
-        x, weight, element = ctx.saved_tensors
-        grads = _Gradient.apply(  # type: ignore[no-untyped-call]
-            x, weight, grad.contiguous(), element, ctx.problem, wanted_gradients(ctx, (x, weight))
-        )
-        return (*grads, None, None)
-
-
-class _Gradient(torch.autograd.Function):
-    """Gradients of <grad, P> in x and in the weights, as a differentiable function itself."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        grad: Tensor,
-        element: Tensor,
-        problem: SymmetricContractionProblem,
-        need: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.save_for_backward(x, weight, grad, element)
-        ctx.problem = problem
-        ctx.set_materialize_grads(False)
-        grad_x, grad_weight = (
-            torch.empty_like(t) if needed else None
-            for t, needed in zip((x, weight), need, strict=True)
-        )
-        _run(
-            problem, element, x=x, weight=weight, grad=grad, grad_x=grad_x, grad_weight=grad_weight
-        )
-        return grad_x, grad_weight
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
-        if h is None and v is None:
-            return (None,) * 6
-        x, weight, grad, element = ctx.saved_tensors
-        need = wanted_gradients(ctx, (x, weight, grad))
-        second = _composed_second_gradient if torch.is_grad_enabled() else _second_gradient
-        return (*second(x, weight, grad, (h, v), need, element, ctx.problem), None, None, None)
-
-
-def _second_gradient(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    directions: tuple[Tensor | None, Tensor | None],
-    need: Sequence[bool],
-    element: Tensor,
-    problem: SymmetricContractionProblem,
-) -> Sequence[Tensor | None]:
-    """Gradients of <directions, gradients of <grad, P>> in x, the weights and grad."""
-    h, v = directions
-    total: list[Tensor | None] = [None, None, None]
-    if h is not None:
-        total = [
-            torch.empty_like(t) if needed else None
-            for t, needed in zip((x, weight, grad), need, strict=True)
-        ]
-        operands = {"x": x, "weight": weight, "grad": grad, "h": h.contiguous()}
-        results = zip(("grad_x", "grad_weight", "out"), total, strict=True)
-        _run(problem, element, **operands, **dict(results))
-    if v is not None:
-        grad_x, out = (
-            torch.empty_like(t) if needed else None for t, needed in ((x, need[0]), (grad, need[2]))
-        )
-        _run(problem, element, x=x, weight=v.contiguous(), grad=grad, grad_x=grad_x, out=out)
-        total[0], total[2] = _sum(total[0], grad_x), _sum(total[2], out)
-    return total
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return a if b is None else b
-    return a + b
-
-
-def _composed_second_gradient(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    directions: tuple[Tensor | None, Tensor | None],
-    need: Sequence[bool],
-    element: Tensor,
-    problem: SymmetricContractionProblem,
-) -> Sequence[Tensor | None]:
-    """The same, differentiable again, through the plain-torch kernels."""
-    with torch.enable_grad():
-        # Views, because grad may itself be a function of x and the partial derivative is wanted.
-        x, weight, grad = x.view_as(x), weight.view_as(weight), grad.view_as(grad)
-        out = symmetric_contraction_torch(x, weight, element, problem, layout="ir_mul")
-        given = [(t, d) for t, d in zip((x, weight), directions, strict=True) if d is not None]
-        gradients = torch.autograd.grad(out, [t for t, _ in given], grad, create_graph=True)
-        found = torch.autograd.grad(
-            gradients,
-            [t for t, needed in zip((x, weight, grad), need, strict=True) if needed],
-            [direction for _, direction in given],
-            create_graph=True,
-            allow_unused=True,
-        )
-    remaining = iter(found)
-    return [next(remaining) if needed else None for needed in need]
+    return contract(x, weight, element, problem, layout, _run)
 
 
 class _Arguments(ctypes.Structure):

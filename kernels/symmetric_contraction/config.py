@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CPU_CHUNK_NODES", "CPU_TILE_NODES", "ChunkConfig"]
+__all__ = [
+    "CPU_CHUNK_NODES",
+    "CPU_TILE_NODES",
+    "TRITON_ITEM_NODES",
+    "TRITON_MAX_COUPLINGS",
+    "ChunkConfig",
+    "TritonLaunch",
+    "triton_launch",
+]
 
 CPU_TILE_NODES = 4
 """Nodes that the C++ kernel takes through the polynomials together. Every constant is loaded once
@@ -44,3 +52,48 @@ class ChunkConfig:
         """Number of channels of a chunk."""
         row = min(num_nodes, self.max_nodes) * num_monomials * itemsize
         return max(1, min(num_channels, self.max_bytes // max(1, row)))
+
+
+@dataclass(frozen=True)
+class TritonLaunch:
+    """How the Triton kernels of a pass are launched and how much each takes on.
+
+    Attributes:
+        channels: Channels of a program.
+        num_warps: Warps of a program.
+        num_stages: Stages of Triton's software pipeline.
+        max_kept: Gradients of weights per channel that stay in registers while nodes pass by.
+        max_products: Products of all statements.
+    """
+
+    channels: int
+    num_warps: int
+    num_stages: int
+    max_kept: int
+    max_products: int
+
+
+_TRITON_MAX_PRODUCTS = {(4, 32): 1200, (8, 32): 600, (4, 64): 800, (8, 64): 400}
+
+
+def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
+    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
+
+    Chosen by registers and spills alone (Triton 3.7.1, `benchmarks/triton_registers`), without a
+    GPU: nothing here is tuned for time.
+    """
+    return TritonLaunch(
+        channels=lanes,
+        num_warps=1,
+        num_stages=1,
+        max_kept=60 * 4 // itemsize,
+        max_products=_TRITON_MAX_PRODUCTS[itemsize, lanes],
+    )
+
+
+TRITON_ITEM_NODES = 16
+"""Nodes of one element whose gradients of the weights one program sums. Not measured: enough items
+for many processors with a thousand nodes, at a sixteenth of the weights' size in memory."""
+
+TRITON_MAX_COUPLINGS = 2000
+"""Non-zero constants of a contraction that are unrolled."""

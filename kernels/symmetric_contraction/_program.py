@@ -1,0 +1,203 @@
+"""The formulas of some rows of the polynomials, from the value to the second gradient.
+
+For one node and one channel (`_factors` says what rows, entries and factors are):
+
+    F_f = F_a F_b                                                  factors that are products
+    c_e = sum_k coefficient_k weight_k,   s = sum_e c_e F_e        of every row (M, left)
+    out_M += F_left s
+    bar F_left += grad_M s,   d = grad_M F_left                    reverse mode
+    bar F_e += c_e d,         bar weight_k += d sum_e coefficient_k F_e
+    bar F_a += bar F_f F_b,   bar F_b += bar F_f F_a
+
+in an order that keeps few values alive: a factor is made where it is first used, and its bar goes
+on to what it is a product of as soon as no row needs it any more. The second gradient in the
+direction h of x is the derivative of every statement (`tangent`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from eqtp.kernels.codegen.program import Product, Statement, Variable
+from eqtp.kernels.symmetric_contraction._factors import Factorisation, Row
+
+__all__ = ["RESULTS", "SUMS", "TANGENT", "needed", "row_statements", "tangent"]
+
+RESULTS = ("out", "grad_x", "grad_weight")
+TANGENT = "along_"
+"""What the names of derivatives begin with."""
+SUMS = frozenset(prefix + name for name in (*RESULTS, "bar") for prefix in ("", TANGENT))
+"""What several statements add to."""
+
+
+def row_statements(
+    factorisation: Factorisation, rows: Sequence[Row], dim_in: int, wanted: Collection[str]
+) -> list[Statement]:
+    """The statements of some rows.
+
+    Args:
+        factorisation: The polynomials.
+        rows: Those of its rows that are computed, numbered as they come.
+        dim_in: Number of components of x.
+        wanted: Some of `RESULTS`.
+    """
+    return _Writer(factorisation, rows, dim_in, wanted).statements
+
+
+class _Writer:
+    """Statements as they are found."""
+
+    def __init__(
+        self,
+        factorisation: Factorisation,
+        rows: Sequence[Row],
+        dim_in: int,
+        wanted: Collection[str],
+    ) -> None:
+        self.products = factorisation.products
+        self.dim_in = dim_in
+        self.statements: list[Statement] = []
+        self.made: set[int] = set()
+        self.open = self._uses(rows)
+        for number, row in enumerate(rows):
+            used = {row.left, *(entry.right for entry in row.entries)}
+            for factor in sorted(used):
+                self.make(factor)
+            if wanted & {"out", "grad_x"}:
+                self.value(number, row, wanted)
+            if wanted & {"grad_x", "grad_weight"}:
+                self.define("d", (number,), [(1.0, _v("grad", row.out), *self.factor(row.left))])
+            if "grad_x" in wanted:
+                for e, entry in enumerate(row.entries):
+                    self.add_to_bar(entry.right, _v("c", number, e), _v("d", number))
+                self.close(used)
+            if "grad_weight" in wanted:
+                self.weights(number, row)
+
+    def define(self, name: str, indices: tuple[int, ...], terms: Sequence[tuple]) -> None:
+        """A sum of (coefficient, *variables)."""
+        products = tuple(Product(tuple(factors), c) for c, *factors in terms)
+        self.statements.append(Statement(Variable(name, indices), "channel", products))
+
+    def factor(self, number: int) -> tuple[Variable, ...]:
+        """A factor as variables to multiply with: none for the factor 1."""
+        if number == 0:
+            return ()
+        return (_v("x", number - 1) if number <= self.dim_in else _v("F", number),)
+
+    def pair(self, number: int) -> tuple[int, ...]:
+        """What a factor is a product of; nothing for the components."""
+        return self.products[number - self.dim_in - 1] if number > self.dim_in else ()
+
+    def make(self, number: int) -> None:
+        """Defines a factor, unless it is a component or defined already."""
+        if number <= self.dim_in or number in self.made:
+            return
+        self.made.add(number)
+        for other in self.pair(number):
+            self.make(other)
+        variables = (v for other in self.pair(number) for v in self.factor(other))
+        self.define("F", (number,), [(1.0, *variables)])
+
+    def value(self, number: int, row: Row, wanted: Collection[str]) -> None:
+        """The row's sum, and what it adds to."""
+        for e, entry in enumerate(row.entries):
+            terms = [(value, _v("weight", path)) for path, value in entry.couplings]
+            self.define("c", (number, e), terms)
+        terms = [
+            (1.0, _v("c", number, e), *self.factor(entry.right))
+            for e, entry in enumerate(row.entries)
+        ]
+        self.define("s", (number,), terms)
+        if "out" in wanted:
+            self.define("out", (row.out,), [(1.0, _v("s", number), *self.factor(row.left))])
+        if "grad_x" in wanted:
+            self.add_to_bar(row.left, _v("grad", row.out), _v("s", number))
+
+    def weights(self, number: int, row: Row) -> None:
+        """What a row adds to the gradient in the weights."""
+        of_path: dict[int, list[tuple]] = defaultdict(list)
+        for entry in row.entries:
+            for path, value in entry.couplings:
+                of_path[path].append((value, *self.factor(entry.right)))
+        for path, terms in of_path.items():
+            # A sum of constants alone is no statement's: the factor 1 is multiplied by d at once.
+            constants = [(value, _v("d", number)) for value, *factors in terms if not factors]
+            others = [term for term in terms if len(term) > 1]
+            if others:
+                self.define("t", (number, path), others)
+                constants.append((1.0, _v("d", number), _v("t", number, path)))
+            self.define("grad_weight", (path,), constants)
+
+    def add_to_bar(self, factor: int, *term: Variable) -> None:
+        """Adds a product to the derivative in a factor."""
+        if factor > self.dim_in:
+            self.define("bar", (factor,), [(1.0, *term)])
+        elif factor > 0:
+            self.define("grad_x", (factor - 1,), [(1.0, *term)])
+
+    def _uses(self, rows: Sequence[Row]) -> Counter[int]:
+        """How often each product's bar is added to before it is complete."""
+        uses: Counter[int] = Counter()
+        for row in rows:
+            uses.update({row.left, *(entry.right for entry in row.entries)})
+        for number in range(self.dim_in + len(self.products), self.dim_in, -1):
+            if uses[number]:
+                uses.update(set(self.pair(number)))
+        return uses
+
+    def close(self, used: Collection[int]) -> None:
+        """Passes on the bars of the products that are complete after the uses of `used`."""
+        pending = sorted(used)
+        while pending:
+            number = pending.pop()
+            self.open[number] -= 1
+            if self.open[number] == 0 and number > self.dim_in:
+                a, b = self.pair(number)
+                for one, other in ((a, b), (b, a)):
+                    self.add_to_bar(one, _v("bar", number), *self.factor(other))
+                pending.extend({a, b})
+
+
+def _v(name: str, *indices: int) -> Variable:
+    return Variable(name, indices)
+
+
+def tangent(statements: Sequence[Statement], directions: Mapping[str, str]) -> Iterator[Statement]:
+    """The statements, each with the derivative along directions of the operands.
+
+    Args:
+        statements: In order; several may add to one variable.
+        directions: Operand -> name of its direction; the others are constant.
+    """
+    moving: set[Variable] = set()
+
+    def derivative(variable: Variable) -> Variable | None:
+        if variable.name in directions:
+            return Variable(directions[variable.name], variable.indices)
+        return Variable(TANGENT + variable.name, variable.indices) if variable in moving else None
+
+    for statement in statements:
+        yield statement
+        products = tuple(
+            Product((*factors[:i], along, *factors[i + 1 :]), coefficient)
+            for factors, coefficient in statement.products
+            for i, factor in enumerate(factors)
+            if (along := derivative(factor)) is not None
+        )
+        if products:
+            moving.add(statement.target)
+            target = Variable(TANGENT + statement.target.name, statement.target.indices)
+            yield Statement(target, statement.kind, products)
+
+
+def needed(statements: Sequence[Statement], results: Collection[str]) -> list[Statement]:
+    """The statements that results depend on, in the same order."""
+    read: set[Variable] = set()
+    kept = []
+    for statement in reversed(statements):
+        if statement.target.name in results or statement.target in read:
+            kept.append(statement)
+            read.update(factor for product in statement.products for factor in product.factors)
+    return kept[::-1]

@@ -1,0 +1,317 @@
+"""Symmetric contraction as Triton kernels: what `_program` says, channels as lanes.
+
+    out, grad_x     for every node and block of channels, in parallel: the statements, unrolled
+    grad_weight     for every item of work (some nodes of one element) and block of channels:
+                      for every node of the item: the statements
+                      store the item's share
+                    for every element: the sum of its items' shares, in order
+
+The weights are contracted with the constants of the couplings anew for every node: a coupling costs
+a multiplication by an immediate constant, which is cheaper than loading a contracted weight.
+
+* Kernels. The rows of the polynomials are split into kernels so that none spills registers
+  (`config.triton_launch`). A kernel adds to what those before it have written.
+* Items are made on the device and their number is bounded by shapes, so nothing waits for the
+  device. Nothing is atomic: results are the same from run to run.
+
+float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from eqtp.kernels.codegen.program import Variable
+from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.symmetric_contraction._autograd import contract
+from eqtp.kernels.symmetric_contraction._factors import factorise
+from eqtp.kernels.symmetric_contraction._triton_source import (
+    FUNCTION,
+    SUM_ITEMS,
+    SUM_ITEMS_FUNCTION,
+    Kernel,
+)
+from eqtp.kernels.symmetric_contraction.config import (
+    TRITON_ITEM_NODES,
+    TRITON_MAX_COUPLINGS,
+    TritonLaunch,
+    triton_launch,
+)
+from eqtp.layout import Layout
+from eqtp.symmetric_problem import SymmetricContractionProblem
+
+__all__ = ["Pass", "run", "symmetric_contraction_triton", "why_unsupported"]
+
+_ARITHMETIC = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+_TRITON_NAME = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
+
+
+def symmetric_contraction_triton(
+    x: Float[Tensor, "num_nodes dim_in"],
+    weight: Float[Tensor, "num_elements num_paths num_channels"],
+    element: Int64[Tensor, " num_nodes"],
+    problem: SymmetricContractionProblem,
+    *,
+    layout: Layout = "mul_ir",
+) -> Float[Tensor, "num_nodes dim_out"]:
+    """The op on CUDA tensors; same arguments as the reference."""
+    return contract(x, weight, element, problem, layout, run)
+
+
+def why_unsupported(problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot serve a contraction; None where they can."""
+    if dtype not in _ARITHMETIC:
+        return f"its kernels are for {', '.join(map(str, _ARITHMETIC))}, got {dtype}"
+    couplings = _num_couplings(problem)
+    if couplings > TRITON_MAX_COUPLINGS:
+        return (
+            f"its kernels are unrolled and take at most {TRITON_MAX_COUPLINGS} non-zero constants, "
+            f"this contraction has {couplings}"
+        )
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _num_couplings(problem: SymmetricContractionProblem) -> int:
+    return sum(len(entry.couplings) for row in factorise(problem).rows for entry in row.entries)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Results that are computed together, as kernels.
+
+    Attributes:
+        problem: The contraction.
+        results: "grad_weight" alone, or "out" and "grad_x" or one of them.
+        dual: Whether the results are the derivatives in the direction h of x.
+        arithmetic: float32 or float64.
+        lanes: Threads of a warp.
+    """
+
+    problem: SymmetricContractionProblem
+    results: tuple[str, ...]
+    dual: bool
+    arithmetic: torch.dtype
+    lanes: int
+
+    @cached_property
+    def launch(self) -> TritonLaunch:
+        """How the kernels are launched, and what they may hold."""
+        return triton_launch(self.arithmetic.itemsize, self.lanes)
+
+    @cached_property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels in the order in which they run."""
+        kernels: list[Kernel] = []
+        begun: set[Variable] = set()
+        for rows in self._parts():
+            kernels.append(replace(self._kernel(rows), begun=frozenset(begun)))
+            begun |= set(kernels[-1].written)
+        return tuple(kernels)
+
+    def covers(self, result: str, dim: int) -> bool:
+        """Whether some kernel writes every one of a result's components."""
+        written = {v for kernel in self.kernels for v in kernel.written if v.name == result}
+        return len(written) == dim
+
+    def _parts(self) -> list[tuple[int, ...]]:
+        """Rows in groups: as few as the limits allow, of similar size."""
+        fewest = self._greedy_parts(1.0)
+        for share in (0.5, 0.6, 0.7, 0.8, 0.9):
+            parts = self._greedy_parts(share)
+            if len(parts) == len(fewest):
+                return parts
+        return fewest
+
+    def _greedy_parts(self, share: float) -> list[tuple[int, ...]]:
+        """Groups that are filled one after the other up to a share of the limits."""
+        parts: list[tuple[int, ...]] = []
+        for number in self._order():
+            if not self._kernel((number,)).statements:
+                continue
+            if parts and self._fits((*parts[-1], number), share):
+                parts[-1] = (*parts[-1], number)
+            else:
+                parts.append((number,))
+        return parts
+
+    def _order(self) -> list[int]:
+        """The rows: neighbours share factors, unless there are too many weights to keep."""
+        rows = factorise(self.problem).rows
+        numbers = [*range(len(rows))]
+        if "grad_weight" in self.results and self.problem.num_paths > self.launch.max_kept:
+            block = [i for i, (_, ir) in enumerate(self.problem.irreps_out) for _ in range(ir.dim)]
+            numbers.sort(key=lambda number: block[rows[number].out])
+        return numbers
+
+    def _fits(self, rows: tuple[int, ...], share: float) -> bool:
+        kernel = self._kernel(rows)
+        kept = len(kernel.written) if "grad_weight" in self.results else 0
+        return (
+            kernel.num_products <= share * self.launch.max_products and kept <= self.launch.max_kept
+        )
+
+    def _kernel(self, rows: tuple[int, ...]) -> Kernel:
+        return Kernel(
+            problem=self.problem,
+            rows=rows,
+            results=self.results,
+            dual=self.dual,
+            begun=frozenset(),
+            real=_TRITON_NAME[self.arithmetic],
+            channels=self.launch.channels,
+        )
+
+
+def run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
+    """Computes results, see `_autograd`."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    with torch.cuda.device_of(element):
+        together = tuple(name for name in ("out", "grad_x") if name in given)
+        if together:
+            _run_nodes(problem, element, together, given)
+        if "grad_weight" in given:
+            _run_items(problem, element, given)
+
+
+def _run_nodes(
+    problem: SymmetricContractionProblem,
+    element: Tensor,
+    results: tuple[str, ...],
+    given: dict[str, Tensor],
+) -> None:
+    """The results that belong to a node."""
+    plan = _pass_of(problem, results, given)
+    dims = {"out": problem.dim_out, "grad_x": problem.dim_in}
+    # Sums that go on from kernel to kernel are kept in the type of the arithmetic.
+    sums = {
+        name: given[name]
+        if given[name].dtype == plan.arithmetic or len(plan.kernels) == 1
+        else torch.empty_like(given[name], dtype=plan.arithmetic)
+        for name in results
+    }
+    for name in results:
+        if not plan.covers(name, dims[name]):
+            sums[name].zero_()
+    _launch(plan, {**given, **sums, "element": element}, len(element))
+    for name in results:
+        if sums[name] is not given[name]:
+            given[name].copy_(sums[name])
+
+
+def _run_items(
+    problem: SymmetricContractionProblem, element: Tensor, given: dict[str, Tensor]
+) -> None:
+    """The gradient in the weights."""
+    total = given["grad_weight"]
+    plan = _pass_of(problem, ("grad_weight",), given)
+    if not plan.kernels or len(element) == 0:
+        total.zero_()
+        return
+    items = _Items.of_elements(element, total.shape[0])
+    make = torch.empty if plan.covers("grad_weight", problem.num_paths) else torch.zeros
+    number, numel = len(items.start), problem.num_paths * problem.num_channels
+    shares = make(number, numel, dtype=plan.arithmetic, device=element.device)
+    tensors = {
+        **given,
+        "grad_weight": shares,
+        "node": items.node,
+        "item_start": items.start,
+        "item_stop": items.stop,
+    }
+    _launch(plan, tensors, number)
+    block = 256
+    grid = (total.shape[0], -(-numel // block))
+    function = load_function(SUM_ITEMS, SUM_ITEMS_FUNCTION)
+    function[grid](
+        *(shares, items.pointers, total, numel), BLOCK=block, num_warps=4, enable_fp_fusion=True
+    )
+
+
+def _launch(plan: Pass, tensors: dict[str, Tensor], programs: int) -> None:
+    if programs == 0:
+        return
+    launch = plan.launch
+    grid = (programs, -(-plan.problem.num_channels // launch.channels))
+    options: dict[str, Any] = {
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+        "enable_fp_fusion": True,
+    }
+    for kernel in plan.kernels:
+        arguments = [tensors[name] for name in kernel.arguments]
+        load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Work of the programs: some nodes of one element.
+
+    Attributes:
+        node: The nodes in the order of their elements.
+        start: First position in this order, of every item; some behind the last have no nodes.
+        stop: The position behind the last.
+        pointers: First item of every element, and the end.
+    """
+
+    node: Tensor
+    start: Tensor
+    stop: Tensor
+    pointers: Tensor
+
+    @classmethod
+    def of_elements(cls, element: Tensor, num_elements: int) -> _Items:
+        device = element.device
+        ordered, node = element.sort(stable=True)
+        bounds = torch.arange(num_elements + 1, device=device)
+        first = torch.searchsorted(ordered, bounds)
+        counts = first.diff()
+        pieces = (counts + TRITON_ITEM_NODES - 1) // TRITON_ITEM_NODES
+        pointers = torch.nn.functional.pad(pieces.cumsum(0), (1, 0))
+        # sum(ceil(count / n)) <= sum(count) / n + the number of elements with nodes
+        bound = len(node) // TRITON_ITEM_NODES + min(num_elements, len(node))
+        item = torch.arange(bound, device=device)
+        owner = torch.searchsorted(pointers, item, right=True) - 1
+        is_used = owner < num_elements
+        owner = owner.clamp(max=num_elements - 1)
+        start = first[owner] + (item - pointers[owner]) * TRITON_ITEM_NODES
+        stop = torch.minimum(start + TRITON_ITEM_NODES, first[owner + 1])
+        return cls(node, start, torch.where(is_used, stop, start), pointers)
+
+
+def _pass_of(
+    problem: SymmetricContractionProblem, results: tuple[str, ...], given: dict[str, Tensor]
+) -> Pass:
+    x = given["x"]
+    return _make_pass(problem, results, "h" in given, _ARITHMETIC[x.dtype], _lanes(x.device))
+
+
+@lru_cache(maxsize=1024)
+def _make_pass(
+    problem: SymmetricContractionProblem,
+    results: tuple[str, ...],
+    dual: bool,
+    arithmetic: torch.dtype,
+    lanes: int,
+) -> Pass:
+    """A pass, made once: its kernels are worked out when first used."""
+    return Pass(problem, results, dual, arithmetic, lanes)
+
+
+@lru_cache
+def _lanes(device: torch.device) -> int:
+    """Threads of a warp: 64 on AMD's accelerators, else 32; 32 in the interpreter, too."""
+    if device.type != "cuda":
+        return 32
+    return int(torch.cuda.get_device_properties(device).warp_size)
