@@ -72,7 +72,8 @@ class Graph:
     def __init__(
         self, edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int | None = None
     ) -> None:
-        num_dst = num_src if num_dst is None else num_dst
+        num_src = int(num_src)
+        num_dst = num_src if num_dst is None else int(num_dst)
         _validate(edge_src, edge_dst, num_src, num_dst)
         self._set(edge_src, edge_dst, num_src, num_dst)
 
@@ -209,8 +210,19 @@ def _flatten(graph: Graph) -> tuple[list[Any], None]:
     return [graph.edge_src, graph.edge_dst, graph.num_src, graph.num_dst], None
 
 
+def _flatten_with_keys(graph: Graph) -> tuple[list[tuple[Any, Any]], None]:
+    names = ("edge_src", "edge_dst", "num_src", "num_dst")
+    return [(pytree.GetAttrKey(name), getattr(graph, name)) for name in names], None
+
+
 def _unflatten(parts: Iterable[Any], _: None) -> Graph:
     return Graph.of_checked(*parts)  # parts need not be tensors: trees are mapped to other trees
 
 
-pytree.register_pytree_node(Graph, _flatten, _unflatten, serialized_type_name="eqtp.Graph")
+pytree.register_pytree_node(
+    Graph,
+    _flatten,
+    _unflatten,
+    serialized_type_name="eqtp.Graph",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

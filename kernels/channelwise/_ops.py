@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
 from eqtp.autograd import wanted_gradients
 from eqtp.graph import Graph
@@ -100,14 +101,18 @@ def edges_of(graph: Graph | None, backend: str) -> list[Tensor]:
     """What the ops take as `edges`: made once per graph; nothing for rows."""
     if graph is None:
         return []
-    if backend not in graph.kept:
-        if torch.compiler.is_compiling():
-            graph.kept[backend] = torch.ops.eqtp.channelwise_edges.default(
-                graph.edge_src, graph.edge_dst, graph.num_src, graph.num_dst, backend
-            )
-        else:
+    if backend in graph.kept:
+        return graph.kept[backend]
+    if not torch.compiler.is_compiling():
+        with torch._C._DisableFuncTorch():  # they outlive the transform that is running
             graph.kept[backend] = edge_tensors(graph, backend)
-    return graph.kept[backend]
+        return graph.kept[backend]
+    made: list[Tensor] = torch.ops.eqtp.channelwise_edges.default(
+        graph.edge_src, graph.edge_dst, graph.num_src, graph.num_dst, backend
+    )
+    if not torch._C._are_functorch_transforms_active():
+        graph.kept[backend] = made
+    return made
 
 
 def product(
@@ -174,18 +179,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *slots, edges, _, text = args
-        ctx.save_for_backward(*slots, *edges)
-        ctx.text = text
-        with torch._C._AutoDispatchBelowAutograd():
-            out: Tensor = torch.ops.eqtp.channelwise.default(*args)
+        ctx.save_for_backward(*args[:_NUM_SLOTS])
+        ctx.edges, _, ctx.text = args[_NUM_SLOTS:]
+        out: Tensor = _below_autograd(torch.ops.eqtp.channelwise.default, args)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        slots, edges = _split(ctx.saved_tensors, _NUM_SLOTS)
+        slots = ctx.saved_tensors
         wanted = wanted_gradients(ctx, slots)
-        return (*_backward(g, slots, edges, ctx.text, wanted), None, None, None)
+        return (*_backward(g, slots, ctx.edges, ctx.text, wanted), None, None, None)
 
 
 class _Gradient(torch.autograd.Function):
@@ -193,20 +196,18 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *operands, edges, text, wanted = args
-        ctx.save_for_backward(*operands, *edges)
-        ctx.text, ctx.wanted = text, wanted
+        *operands, ctx.edges, ctx.text, ctx.wanted = args
+        ctx.save_for_backward(*operands)
         ctx.set_materialize_grads(False)
-        with torch._C._AutoDispatchBelowAutograd():
-            return tuple(torch.ops.eqtp.channelwise_backward.default(*args))
+        return tuple(_below_autograd(torch.ops.eqtp.channelwise_backward.default, args))
 
     @staticmethod
     def backward(ctx: Any, *directions: Any) -> tuple[Tensor | None, ...]:
-        operands, edges = _split(ctx.saved_tensors, 1 + _NUM_SLOTS)
+        operands = ctx.saved_tensors
         v = _spread(directions, ctx.wanted)
         wanted = wanted_gradients(ctx, operands)
         g, *slots = operands
-        return (*_double_backward(v, g, slots, edges, ctx.text, wanted), None, None, None)
+        return (*_double_backward(v, g, slots, ctx.edges, ctx.text, wanted), None, None, None)
 
 
 class _SecondGradient(torch.autograd.Function):
@@ -214,16 +215,14 @@ class _SecondGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *operands, edges, text, wanted = args
-        ctx.save_for_backward(*operands, *edges)
-        ctx.text, ctx.wanted = text, wanted
+        *operands, ctx.edges, ctx.text, ctx.wanted = args
+        ctx.save_for_backward(*operands)
         ctx.set_materialize_grads(False)
-        with torch._C._AutoDispatchBelowAutograd():
-            return tuple(torch.ops.eqtp.channelwise_double_backward.default(*args))
+        return tuple(_below_autograd(torch.ops.eqtp.channelwise_double_backward.default, args))
 
     @staticmethod
     def backward(ctx: Any, *directions: Any) -> tuple[Tensor | None, ...]:
-        operands, edges = _split(ctx.saved_tensors, 1 + 2 * _NUM_SLOTS)
+        operands, edges = ctx.saved_tensors, ctx.edges
         wanted = wanted_gradients(ctx, operands)
         d_g, *d = _spread(directions, ctx.wanted)
         v, (g, *slots) = operands[:_NUM_SLOTS], operands[_NUM_SLOTS:]
@@ -256,10 +255,6 @@ class _SecondGradient(torch.autograd.Function):
                 _replaced(places, 1 + s, s),
             )
         return (*sums, None, None, None)
-
-
-def _split(tensors: Sequence[Any], number: int) -> tuple[Sequence[Any], list[Any]]:
-    return tensors[:number], list(tensors[number:])
 
 
 def _replaced(values: Sequence[Any], index: int, value: Any) -> list[Any]:
@@ -368,17 +363,32 @@ def _fake_gradients(num_skipped: int) -> Callable[..., list[Tensor]]:
     return fake
 
 
-def _with_autograd(op: Any, function: type[torch.autograd.Function]) -> Callable[..., Any]:
+def _with_autograd(op: Any, function: Any) -> Callable[..., Any]:
     """Kernel that records `function` where a gradient may be asked for."""
 
     def kernel(*args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            result = function.apply(*args)  # type: ignore[no-untyped-call]
-            return list(result) if isinstance(result, tuple) else result
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
+        if torch._C._are_functorch_transforms_active():
+            # The dispatcher has peeled one transform off and comes here for autograd proper.
+            # `Function.apply` would ask for that transform again, and does not expect to.
+            with enable_single_level_autograd_function():
+                result = super(torch.autograd.Function, function).apply(*args)
+        else:
+            result = function.apply(*args)
+        return list(result) if isinstance(result, tuple) else result
 
     return kernel
+
+
+def _below_autograd(op: Any, args: Sequence[Any]) -> Any:
+    """What a Function's `forward` does, where torch has switched recording off."""
+    with torch._C._AutoDispatchBelowAutograd():
+        if torch._C._are_functorch_transforms_active():
+            with torch.enable_grad():  # for the transforms around this one
+                return op(*args)
+        return op(*args)
 
 
 def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
