@@ -136,7 +136,7 @@ def _allocate(
     """A result and the chunks' sums for it; zeros where the kernel adds or leaves columns out."""
     shape, none = form.shape(slot), like.new_zeros(0)
     if slot == WEIGHT and form.shared:
-        return like.new_empty(num_chunks, *shape), none
+        return like.new_zeros(num_chunks, *shape), none
     if form.graph is not None and slot == OUT:
         return like.new_zeros(shape), like.new_zeros(num_chunks, shape[1])
     if form.graph is not None and slot == X1:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 
 from eqtp.kernels.codegen import cpp
+from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
 
@@ -38,6 +39,18 @@ template <int S> static inline void transpose(vec* t) {
         for (int r = 0; r < LANES; ++r)
             if (!(r & S)) swap_blocks<S>(t[r], t[r + S], std::make_index_sequence<LANES>());
         transpose<S / 2>(t);
+    }
+}
+
+// Sums over the lanes of as many registers as there are lanes, one per lane.
+template <int S> static inline void halve(vec* t) {
+    if constexpr (S > 0) {
+#pragma GCC unroll 8
+        for (int r = 0; r < S; ++r) {
+            swap_blocks<S>(t[r], t[r + S], std::make_index_sequence<LANES>());
+            t[r] += t[r + S];
+        }
+        halve<S / 2>(t);
     }
 }
 
@@ -102,6 +115,8 @@ struct Call {
 
 constexpr int64_t PANEL = 256;  // weights per row that are in the cache at a time: 16 KiB
 
+constexpr int64_t FEW = 4;      // pairs that are not worth turning for a product of matrices
+
 // Hands out parts of one piece of memory; counts only, while there is none.
 struct Arena {
     vec* base;
@@ -120,6 +135,7 @@ class Worker {
     const Call& call;
     std::vector<vec*> operand, result, pairs, gradient;  // tiles; per group Z and its gradient
     vec *elements, *element_gradients;                   // M and its gradient
+    vec *turned_pairs, *turned_out;                      // Z and out by row, for shared weights
     int64_t chunk, begin, first;                         // first row of the chunk, of the tile
     int size;                                            // rows of the tile
     const int64_t* index[4];                             // rows of each slot
@@ -131,25 +147,26 @@ public:
           index{call.sender, call.edge, call.edge, call.receiver} {}
 
     void lay_out(Arena& arena) {
-        int64_t columns = 0, panel = 0, most_pairs = 0, most_elements = 0;
+        int64_t columns = 0, panel = 0, most_pairs = 0, most_elements = 0, most_dim = 0;
         for (int64_t i = 0; i < call.num_paths; ++i) {
             const Path& p = call.paths[i];
             columns = std::max(columns, p.columns);
             panel = std::max(panel, std::max(PANEL, p.width));
             most_pairs = std::max(most_pairs, p.num_pairs * p.dim_k);
+            most_dim = std::max(most_dim, p.dim_k);
             most_elements = std::max(most_elements, p.num_elements);
         }
         const int64_t sizes[4] = {call.dims[X1], call.dims[X2], call.shared ? 0 : panel, columns};
         for (int64_t i = 0; i < call.num_operands; ++i)
             operand[i] = arena.take(sizes[call.operands[i].slot]);
-        for (int64_t i = 0; i < call.num_results; ++i) {
-            const bool sums = call.results[i].slot == WEIGHT && call.shared;
-            result[i] = arena.take(sums ? call.dims[WEIGHT] : sizes[call.results[i].slot]);
-        }
+        for (int64_t i = 0; i < call.num_results; ++i)
+            result[i] = arena.take(sizes[call.results[i].slot]);
         for (int64_t g = 0; g < call.num_groups; ++g) {
             pairs[g] = arena.take(most_pairs);
             gradient[g] = arena.take(most_pairs);
         }
+        turned_pairs = arena.take(call.shared ? most_pairs + most_dim * LANES : 0);
+        turned_out = arena.take(call.shared ? columns : 0);
         elements = arena.take(most_elements);
         element_gradients = arena.take(most_elements);
     }
@@ -158,20 +175,13 @@ public:
         chunk = number;
         begin = chunk * call.chunk_rows;
         const int64_t end = std::min(call.num_rows, begin + call.chunk_rows);
-        for (int64_t r = 0; r < call.num_results; ++r)
-            if (shared_sum(r)) clear(result[r], call.dims[WEIGHT]);
         for (first = begin; first < end; first += LANES) {
             size = (int)std::min<int64_t>(LANES, end - first);
             run_tile();
         }
-        for (int64_t r = 0; r < call.num_results; ++r)
-            for (int64_t i = 0; shared_sum(r) && i < call.dims[WEIGHT]; ++i)
-                call.results[r].data[chunk * call.dims[WEIGHT] + i] = sum_lanes(result[r][i]);
     }
 
 private:
-    bool shared_sum(int64_t r) const { return call.shared && call.results[r].slot == WEIGHT; }
-
     template <class F> void operands_of(int64_t slot, F f) {
         for (int64_t i = 0; i < call.num_operands; ++i)
             if (call.operands[i].slot == slot) f(i);
@@ -275,7 +285,7 @@ private:
     void run_path(const Path& p) {
         for (int64_t g = 0; g < call.num_groups; ++g)
             if (active(p, call.groups[g]) && needs_pairs(p, call.groups[g])) make_pairs(p, g);
-        const int64_t step = std::max<int64_t>(1, PANEL / p.width);
+        const int64_t step = call.shared ? p.num_pairs : std::max<int64_t>(1, PANEL / p.width);
         for (int64_t q = 0; q < p.num_pairs; q += step)
             run_panel(p, q, std::min(p.num_pairs - q, step));
         for (int64_t g = 0; g < call.num_groups; ++g)
@@ -339,13 +349,16 @@ private:
         for (int64_t number = 0; number < call.num_groups; ++number) {
             const Group& g = call.groups[number];
             if (!active(p, g)) continue;
-            vec* const dw = p.weighted && g.grad_weight >= 0
-                ? result[g.grad_weight] + (call.shared ? column : 0) : nullptr;
+            vec* const dw = rows && g.grad_weight >= 0 ? result[g.grad_weight] : nullptr;
             if (!p.weighted) {
                 weigh(p, number, q, num_pairs, [](int64_t) { return (real)1; }, dw);
             } else if (call.shared) {
                 const real* const w = call.operands[g.weight].data + column;
                 weigh(p, number, q, num_pairs, [=](int64_t i) { return w[i]; }, dw);
+                if (g.grad_weight >= 0) {
+                    real* const sums = call.results[g.grad_weight].data;
+                    sum_weights(p, number, sums + chunk * call.dims[WEIGHT] + column);
+                }
             } else {
                 const vec* const w = operand[g.weight];
                 weigh(p, number, q, num_pairs, [=](int64_t i) { return w[i]; }, dw);
@@ -394,6 +407,57 @@ private:
             }
             if (dw) dw[i] += gradient;
         }
+    }
+
+    // The gradients of shared weights, summed over the tile: whole registers of columns w as a
+    // product of matrices with rows and components as its depth, the others one by one.
+    void sum_weights(const Path& p, int64_t number, real* sums) {
+        const vec* const z = pairs[number];
+        const vec* const out = operand[call.groups[number].out];
+        const int64_t whole = p.num_pairs < FEW ? 0 : p.width / LANES * LANES;
+        if (whole > 0) {
+            const int64_t stride = (p.num_pairs + LANES - 1) / LANES * LANES;
+            turn(z, p.num_pairs, p.dim_k, 1, p.dim_k, turned_pairs);
+            turn(out, whole, p.out_w, p.out_k, p.dim_k, turned_out);
+            const real *const left = (real*)turned_pairs, *const right = (real*)turned_out;
+            product(
+                p.num_pairs, whole, p.dim_k * LANES,
+                [=](int64_t q, int64_t d) { return left[d * stride + q]; },
+                [=](int64_t d) { return right + d * whole; },
+                [=](int64_t q) { return sums + q * p.width; }, true);
+        }
+        if (whole == p.width) return;
+        int64_t q = 0, i = whole;
+        while (q < p.num_pairs) {
+            vec t[LANES] = {};
+            real* to[LANES];
+            int n = 0;
+            for (; n < LANES && q < p.num_pairs; ++n) {
+                const vec* const given = out + (p.mixing ? i : p.channel[q]) * p.out_w;
+                for (int64_t k = 0; k < p.dim_k; ++k)
+                    t[n] += z[q * p.dim_k + k] * given[k * p.out_k];
+                to[n] = sums + q * p.width + i;
+                if (++i == p.width) i = whole, ++q;
+            }
+            halve<LANES / 2>(t);
+            for (int lane = 0; lane < n; ++lane) *to[lane] += t[0][lane];
+        }
+    }
+
+    // Registers over rows, `count` for each component, as rows of numbers by component and row.
+    static void turn(const vec* from, int64_t count, int64_t step, int64_t step_k, int64_t dim_k,
+                     vec* to) {
+        for (int64_t k = 0; k < dim_k; ++k)
+            for (int64_t c = 0; c < count; c += LANES) {
+                vec t[LANES];
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i)
+                    t[i] = c + i < count ? from[(c + i) * step + k * step_k] : vec{};
+                transpose<LANES / 2>(t);
+                const int64_t stride = (count + LANES - 1) / LANES;
+#pragma GCC unroll 16
+                for (int e = 0; e < LANES; ++e) to[(k * LANES + e) * stride + c / LANES] = t[e];
+            }
     }
 
     // Gradients in x1 and x2 from that of Z.
@@ -505,4 +569,4 @@ def source(dtype: torch.dtype) -> str:
     """The whole file."""
     headers = "#include <algorithm>\n#include <utility>\n#include <vector>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
-    return headers + cpp.prelude(dtype) + export + _BODY
+    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + _BODY

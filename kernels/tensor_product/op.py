@@ -204,7 +204,8 @@ def _check_weight(weight: Tensor | None, numel: int, rows: int) -> None:
         raise ValueError(
             f"weight must be None for a product without weights, got shape {tuple(weight.shape)}"
         )
-    if tuple(weight.shape) not in ((numel,), (rows, numel)):
+    expected = (numel,) if weight.ndim == 1 else (rows, numel)
+    if weight.ndim != len(expected) or tuple(weight.shape) != expected:
         raise ValueError(
             f"weight must have shape [{numel}] (shared) or [{rows}, {numel}] (one per row), "
             f"got {tuple(weight.shape)}"
