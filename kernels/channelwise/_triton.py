@@ -39,7 +39,13 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
+from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
 from eqtp.kernels.channelwise._triton_items import Items, items_of
+from eqtp.kernels.channelwise._triton_radial import (
+    radial_backward,
+    radial_double_backward,
+    radial_forward,
+)
 from eqtp.kernels.channelwise._triton_source import (
     FUNCTION,
     LIKE,
@@ -58,20 +64,22 @@ from eqtp.kernels.codegen.triton import load_function
 from eqtp.problem import TensorProductProblem
 from eqtp.so3 import wigner_3j
 
-__all__ = ["Pass", "backward", "double_backward", "forward", "why_unsupported"]
-
-_ARITHMETIC = {
-    torch.float64: torch.float64,
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
+__all__ = [
+    "Pass",
+    "backward",
+    "double_backward",
+    "forward",
+    "radial_backward",
+    "radial_double_backward",
+    "radial_forward",
+    "why_unsupported",
+]
 
 
 def why_unsupported(problem: TensorProductProblem, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot serve a product; None where they can."""
-    if dtype not in _ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, _ARITHMETIC))}, got {dtype}"
+    if dtype not in ARITHMETIC:
+        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
     terms = _num_terms(problem)
     if terms > TRITON_MAX_TERMS:
         return (
@@ -286,8 +294,8 @@ class _Call:
                 results=tuple(wanted),
                 shared=self.shared,
                 rows=self.graph is None,
-                arithmetic=_ARITHMETIC[self.like.dtype],
-                lanes=_lanes(self.like.device),
+                arithmetic=ARITHMETIC[self.like.dtype],
+                lanes=lanes_of(self.like.device),
             )
         )
         items = Items.of_rows(self.rows) if self.graph is None else items_of(self.graph, end)
@@ -357,11 +365,3 @@ class _Call:
 def _make_pass(plan: Pass) -> Pass:
     """The same pass, made once: its kernels are worked out when first used."""
     return plan
-
-
-@lru_cache
-def _lanes(device: torch.device) -> int:
-    """Threads of a warp: 64 on AMD's accelerators, else 32; 32 in the interpreter, too."""
-    if device.type != "cuda":
-        return 32
-    return int(torch.cuda.get_device_properties(device).warp_size)

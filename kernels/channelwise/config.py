@@ -10,11 +10,14 @@ __all__ = [
     "CPU_TILE",
     "TRITON_MAX_TERMS",
     "TRITON_PIECE_EDGES",
+    "TRITON_RADIAL_PROGRAMS",
     "TRITON_SHARED_PROGRAMS",
     "TritonLaunch",
+    "TritonRadialLaunch",
     "chunk_rows",
     "cpu_chunk_edges",
     "triton_launch",
+    "triton_radial_launch",
 ]
 
 CHUNK_BYTES = 512 << 10
@@ -105,3 +108,41 @@ H200's 132 multiprocessors at 8 warps each; the rows of mace-large take 9 MB."""
 TRITON_MAX_TERMS = 2000
 """Non-zero constants of a product that are unrolled. With 1,222 (nequip-benzene) the kernels of the
 gradient take 17 s of CPU time to compile, those of a training step 79 s, once per machine."""
+
+
+@dataclass(frozen=True)
+class TritonRadialLaunch(TritonLaunch):
+    """The same for kernels that compute the weights, h m, for a tile of edges.
+
+    Attributes:
+        edges: Edges of a tile.
+        precision: How `tl.dot` multiplies.
+    """
+
+    edges: int
+    precision: str
+
+
+def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialLaunch:
+    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
+
+    * float32 by three products of TF32 numbers, which is as accurate as float32; one product where
+      `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32 as it is.
+    * One stage: with several, Triton's pipeliner miscompiles some loops with more than one dot.
+    """
+    exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
+    return TritonRadialLaunch(
+        channels=32,
+        num_warps=4,
+        num_stages=1,
+        max_kept=16,
+        max_products=200,
+        edges=16,
+        precision="tf32" if tf32 and exact == "tf32x3" else exact,
+    )
+
+
+TRITON_RADIAL_PROGRAMS = 512
+"""Programs that sum the gradient of the radial network's matrix, each in registers: four for each
+of an H200's 132 multiprocessors. Programs of one block of channels share rows of their results;
+those of mace-large take 71 MB."""

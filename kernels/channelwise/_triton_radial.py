@@ -1,0 +1,355 @@
+"""The channelwise product with weights h m as Triton kernels: no weight is ever in memory.
+
+As in `_triton` a program walks the edges of a node in a fixed order and nothing is atomic, but it
+takes a tile of edges at a time:
+
+    for every node (or piece of a node with many edges) and block of channels, in parallel
+      for every tile of the node's edges
+        load the rows of h
+        for every path of the kernel
+          w = h m, m's columns of the path and the channels        tensor cores, [edges, channels]
+          the path's statements, values [edges, channels]
+          grad_h += grad_w m^T, grad_m += h^T grad_w               tensor cores
+        store what belongs to the edges
+      add up the tile's rows, store what belongs to the node
+
+Every pass computes the weights again. A tile does not cross nodes; a node's last tile is filled
+with zeros. Gradients in y and h have a slot for every block of channels and are added by torch.
+Gradients in m stay in registers over all nodes of a program: a fixed number of programs strides
+over the nodes, and torch adds what each has found.
+
+In a product of rows, without a graph, a tile is of rows, each with nodes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqtp.graph import Graph
+from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
+from eqtp.kernels.channelwise._triton_items import Items, items_of
+from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, LIKE, RadialKernel
+from eqtp.kernels.channelwise._triton_source import SUM_PIECES, SUM_PIECES_FUNCTION, End
+from eqtp.kernels.channelwise.config import (
+    TRITON_RADIAL_PROGRAMS,
+    TritonRadialLaunch,
+    triton_radial_launch,
+)
+from eqtp.kernels.codegen.triton import load_function
+from eqtp.problem import TensorProductProblem
+
+__all__ = ["RadialPass", "radial_backward", "radial_double_backward", "radial_forward"]
+
+
+def radial_forward(
+    x: Tensor, y: Tensor, h: Tensor, m: Tensor, problem: TensorProductProblem, graph: Graph | None
+) -> Tensor:
+    """The product with the weights h @ m, h [E, hidden] and m [hidden, weight_numel]."""
+    call = _Call(problem, graph, {"x": x, "y": y, "h": h, "m": m})
+    return call.run("receiver", ["out"])["out"]
+
+
+def radial_backward(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    h: Tensor,
+    m: Tensor,
+    problem: TensorProductProblem,
+    graph: Graph | None,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of sum(g * radial_forward(x, y, h, m)) in x, y, h and m."""
+    call = _Call(problem, graph, {"x": x, "y": y, "g": g, "h": h, "m": m})
+    wanted = [f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need]
+    # Without the gradient in x the rows of g, the widest, are better walked node by node.
+    results = call.run("sender" if needs[0] else "receiver", wanted)
+    return tuple(results.get(f"grad_{slot}") for slot in "xyhm")
+
+
+def radial_double_backward(
+    v_x: Tensor | None,
+    v_y: Tensor | None,
+    v_h: Tensor | None,
+    v_m: Tensor | None,
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    h: Tensor,
+    m: Tensor,
+    problem: TensorProductProblem,
+    graph: Graph | None,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of sum_a v_a d/da sum(g * radial_forward(x, y, h, m)) in g, x, y, h and m."""
+    operands = {"x": x, "y": y, "g": g, "h": h, "m": m}
+    directions = {"vx": v_x, "vy": v_y, "vh": v_h, "vm": v_m}
+    call = _Call(problem, graph, operands | directions)
+    wanted = {slot: f"grad_{slot}2" for slot, need in zip("gxyhm", needs, strict=True) if need}
+    # The gradients in h and m share products with that in g, the gradient in y with that in x.
+    at_receiver = [wanted[slot] for slot in "ghm" if slot in wanted]
+    at_sender = [wanted[slot] for slot in "xy" if slot in wanted]
+    if "g" in wanted and "x" in wanted:
+        results = call.run("receiver", at_receiver) | call.run("sender", at_sender)
+    else:
+        end: End = "sender" if "x" in wanted else "receiver"
+        results = call.run(end, [*at_receiver, *at_sender])
+    return tuple(results.get(f"grad_{slot}2") for slot in "gxyhm")
+
+
+@dataclass(frozen=True)
+class RadialPass:
+    """One walk over the edges, as kernels.
+
+    Attributes:
+        problem: The product.
+        end: The end of the edges that is walked.
+        operands: Names of the operands that are given.
+        results: Names of the results.
+        hidden: Columns of h.
+        rows: Whether rows stand for edges and nodes alike.
+        arithmetic: float32 or float64.
+        lanes: Threads of a warp.
+        tf32: Whether one product of TF32 numbers is accurate enough.
+    """
+
+    problem: TensorProductProblem
+    end: End
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    hidden: int
+    rows: bool
+    arithmetic: torch.dtype
+    lanes: int
+    tf32: bool
+
+    @cached_property
+    def launch(self) -> TritonRadialLaunch:
+        """How the kernels are launched, and what they may hold."""
+        return triton_radial_launch(self.arithmetic.itemsize, self.lanes, self.tf32)
+
+    @cached_property
+    def present(self) -> tuple[str, ...]:
+        """The operands as the paths' programs know them."""
+        names = [name for name in self.operands if LIKE[name] not in "hm"]
+        return (*names, "w", *(("vw",) if {"vh", "vm"} & set(self.operands) else ()))
+
+    @cached_property
+    def computed(self) -> tuple[str, ...]:
+        """The results as the paths' programs know them."""
+        names = [name for name in self.results if LIKE[name] not in "hm"]
+        if {"grad_h", "grad_m"} & set(self.results):
+            names.append("grad_w")
+        if {"grad_h2", "grad_m2"} & set(self.results):
+            names.append("grad_w2")
+        for result, direction in (("grad_h2", "vm"), ("grad_m2", "vh")):
+            if result in self.results and direction in self.operands and "grad_w" not in names:
+                names.append("grad_w")
+        return tuple(names)
+
+    @cached_property
+    def slots(self) -> int:
+        """Blocks of channels of the path that has most of them."""
+        kernels = (self._kernel((number,)) for number in self._numbers)
+        return max((-(-kernel.mul // kernel.channels) for kernel in kernels), default=1)
+
+    @cached_property
+    def kernels(self) -> tuple[RadialKernel, ...]:
+        """The kernels in the order in which they run."""
+        kernels: list[RadialKernel] = []
+        begun: set[str] = set()
+        for paths in self._parts():
+            kernel = replace(self._kernel(paths), begun=frozenset(begun), slots=self.slots)
+            begun |= {*kernel.sums, *kernel.hidden_sums}
+            kernels.append(kernel)
+        return tuple(kernels)
+
+    @cached_property
+    def covered(self) -> dict[str, bool]:
+        """Whether every column of a result is written by some kernel."""
+        in1, out = self.problem.irreps_in1, self.problem.irreps_out
+        blocks: dict[str, set[int]] = {name: set() for name in self.results}
+        for kernel in self.kernels:
+            for result, _, number in kernel.sums.values():
+                path = self.problem.paths[number]
+                if LIKE[result] != "y":
+                    blocks[result].add(path.i_in1 if LIKE[result] == "x" else path.i_out)
+            for result, number in kernel.matrix_sums.values():
+                blocks[result].add(number)
+        full = {
+            "x": {i for i, (mul, _) in enumerate(in1) if mul > 0},
+            "g": {i for i, (mul, _) in enumerate(out) if mul > 0},
+            "m": {i for i, path in enumerate(self.problem.paths) if path.weight_numel > 0},
+        }
+        return {name: LIKE[name] in full and blocks[name] >= full[LIKE[name]] for name in blocks}
+
+    @cached_property
+    def _numbers(self) -> tuple[int, ...]:
+        """The paths with statements; those that read a block of x1 follow one another."""
+        in1, paths = self.problem.irreps_in1, self.problem.paths
+        numbers = [
+            number
+            for number, path in enumerate(paths)
+            if in1[path.i_in1].mul > 0 and self._kernel((number,)).programs
+        ]
+        return tuple(sorted(numbers, key=lambda n: (in1[paths[n].i_in1].mul, paths[n].i_in1)))
+
+    def _parts(self) -> list[tuple[int, ...]]:
+        """Paths in groups of one multiplicity, filled one after the other up to the limits."""
+        parts: list[tuple[int, ...]] = []
+        for number in self._numbers:
+            if parts and self._fits((*parts[-1], number)):
+                parts[-1] = (*parts[-1], number)
+            else:
+                parts.append((number,))
+        return parts
+
+    def _fits(self, numbers: tuple[int, ...]) -> bool:
+        in1, paths = self.problem.irreps_in1, self.problem.paths
+        if len({in1[paths[number].i_in1].mul for number in numbers}) > 1:
+            return False
+        kernel = self._kernel(numbers)
+        return (
+            kernel.num_kept <= self.launch.max_kept
+            and kernel.num_products <= self.launch.max_products
+        )
+
+    def _kernel(self, paths: tuple[int, ...]) -> RadialKernel:
+        mul = int(self.problem.irreps_in1[self.problem.paths[paths[0]].i_in1].mul)
+        return RadialKernel(
+            problem=self.problem,
+            paths=paths,
+            end=self.end,
+            operands=self.present,
+            results=self.computed,
+            begun=frozenset(),
+            shared=False,
+            rows=self.rows,
+            real={torch.float32: "tl.float32", torch.float64: "tl.float64"}[self.arithmetic],
+            channels=min(self.launch.channels, _padded(mul)),
+            slots=1,
+            factors=tuple(name for name in self.operands if LIKE[name] in "hm"),
+            gradients=tuple(name for name in self.results if LIKE[name] in "hm"),
+            hidden=self.hidden,
+            padded=_padded(self.hidden),
+            edges=self.launch.edges,
+            precision=self.launch.precision,
+        )
+
+
+def _padded(size: int) -> int:
+    """The least size that `tl.dot` takes: a power of two, at least 16."""
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+class _Call:
+    """Operands of one call and the passes over them."""
+
+    def __init__(
+        self,
+        problem: TensorProductProblem,
+        graph: Graph | None,
+        operands: Mapping[str, Tensor | None],
+    ) -> None:
+        self.problem = problem
+        self.graph = graph
+        self.operands = {name: t for name, t in operands.items() if t is not None}
+        self.like = self.operands["y"]
+        self.rows = len(self.like)
+        self.hidden = self.operands["h"].shape[1]
+
+    def run(self, end: End, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Runs one pass; results that vanish for all operands come as zeros."""
+        if not wanted:
+            return {}
+        plan = _make_pass(
+            RadialPass(
+                problem=self.problem,
+                end=end,
+                operands=tuple(self.operands),
+                results=tuple(wanted),
+                hidden=self.hidden,
+                rows=self.graph is None,
+                arithmetic=ARITHMETIC[self.like.dtype],
+                lanes=lanes_of(self.like.device),
+                tf32=torch.get_float32_matmul_precision() != "highest",
+            )
+        )
+        items = self._items(plan)
+        programs = items.number
+        if any(LIKE[name] == "m" for name in wanted):
+            programs = min(programs, max(1, TRITON_RADIAL_PROGRAMS // plan.slots))
+        results = {name: self._allocate(name, plan, items, programs) for name in wanted}
+        if programs > 0:
+            with torch.cuda.device_of(self.like):
+                self._launch(plan, items, programs, results)
+        return {name: self._finish(name, t, plan, items) for name, t in results.items()}
+
+    def _items(self, plan: RadialPass) -> Items:
+        if self.graph is None:
+            return Items.of_rows(-(-self.rows // plan.launch.edges))
+        return items_of(self.graph, plan.end)
+
+    def _launch(
+        self, plan: RadialPass, items: Items, programs: int, results: Mapping[str, Tensor]
+    ) -> None:
+        options: dict[str, Any] = {
+            "num_warps": plan.launch.num_warps,
+            "num_stages": plan.launch.num_stages,
+            "enable_fp_fusion": True,
+        }
+        numbers = {"num_items": items.number, "num_rows": self.rows}
+        values = {**self.operands, **results, **items.tensors, **numbers}
+        for kernel in plan.kernels:
+            arguments = [values[name] for name in kernel.arguments]
+            grid = (programs, -(-kernel.mul // kernel.channels))
+            load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
+        at_node = "g" if plan.end == "receiver" else "x"
+        for name, rows in results.items():
+            if items.pointers is not None and LIKE[name] == (
+                "g" if plan.end == "receiver" else "x"
+            ):
+                dim, block = rows.shape[1], 256
+                grid = (items.num_nodes, -(-dim // block))
+                function = load_function(SUM_PIECES, SUM_PIECES_FUNCTION)
+                function[grid](
+                    *(rows, items.pointers, items.num_nodes, dim),
+                    BLOCK=block,
+                    enable_fp_fusion=True,
+                )
+
+    def _allocate(self, name: str, plan: RadialPass, items: Items, programs: int) -> Tensor:
+        """Memory for a result: zeros where some of it is not written by any kernel."""
+        problem, kind = self.problem, LIKE[name]
+        shapes = {
+            "x": (self.rows if plan.rows else items.number, problem.irreps_in1.dim),
+            "g": (self.rows if plan.rows else items.number, problem.irreps_out.dim),
+            "y": (self.rows, plan.slots, problem.irreps_in2.dim),
+            "h": (self.rows, plan.slots, self.hidden),
+            "m": (programs, self.hidden, problem.weight_numel),
+        }
+        make = self.like.new_empty if plan.covered[name] and programs > 0 else self.like.new_zeros
+        return make(shapes[kind], dtype=plan.arithmetic)
+
+    def _finish(self, name: str, result: Tensor, plan: RadialPass, items: Items) -> Tensor:
+        """Adds what different programs found, and goes back to the operands' dtype."""
+        kind = LIKE[name]
+        if kind in "yh":
+            result = result.sum(1) if plan.slots > 1 else result[:, 0]
+        elif kind == "m":
+            result = result.sum(0)
+        elif not plan.rows:
+            result = result[: items.num_nodes]
+        return result.to(self.like.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _make_pass(plan: RadialPass) -> RadialPass:
+    """The same pass, made once: its kernels are worked out when first used."""
+    return plan
