@@ -72,8 +72,8 @@ class Graph:
     def __init__(
         self, edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int | None = None
     ) -> None:
-        num_src = int(num_src)
-        num_dst = num_src if num_dst is None else int(num_dst)
+        num_src = _number(num_src)
+        num_dst = num_src if num_dst is None else _number(num_dst)
         _validate(edge_src, edge_dst, num_src, num_dst)
         self._set(edge_src, edge_dst, num_src, num_dst)
 
@@ -170,6 +170,11 @@ class Graph:
 
     def _sorted(self, index: Tensor) -> Tensor:
         return index if self.receiver_order is None else index.index_select(0, self.receiver_order)
+
+
+def _number(number: int) -> int:
+    """As a Python integer, unless an exported program leaves it open."""
+    return number if isinstance(number, torch.SymInt) else int(number)
 
 
 def _row_pointers(index: Tensor, num_rows: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -206,7 +207,7 @@ class TensorProduct(nn.Module):
         if graph is not None:
             return self._product(x1, x2, weight, graph)
         batch = _broadcast(x1, x2, weight)
-        rows = batch.numel()
+        rows = math.prod(batch)
         if weight is not None and weight.ndim > 1:
             weight = weight.expand(*batch, weight.shape[-1]).reshape(rows, weight.shape[-1])
         out = self._product(
@@ -334,12 +335,12 @@ class TensorProduct(nn.Module):
         )
 
 
-def _broadcast(x1: Tensor, x2: Tensor, weight: Tensor | None) -> torch.Size:
+def _broadcast(x1: Tensor, x2: Tensor, weight: Tensor | None) -> tuple[int, ...]:
     shapes = [x1.shape[:-1], x2.shape[:-1]]
     if weight is not None and weight.ndim > 1:
         shapes.append(weight.shape[:-1])
     try:
-        return torch.Size(torch.broadcast_shapes(*shapes))
+        return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError as error:
         raise ValueError(
             "leading dimensions of x1, x2 and weight must broadcast, got "

@@ -53,7 +53,7 @@ _NUM_SLOTS = 4  # x, y, w or h, m; the last two may be None
 
 def takes_radial(backend: str) -> bool:
     """Whether a backend's kernels take weights as h m."""
-    return hasattr(_KERNELS[backend], "radial_forward")
+    return backend in _KERNELS and hasattr(_KERNELS[backend], "radial_forward")
 
 
 @dataclass(frozen=True)

@@ -75,18 +75,20 @@ def channelwise_tensor_product(
         x1, x2, weight, *pair = _ops.widest((x1, x2, weight, *(radial or ())))
         radial = (pair[0], pair[1]) if pair else None
     kernel, text = _choose(problem, backend, x2.dtype, x2.device.type)
-    matrix = None
+    w, matrix = weight, None
     if radial is not None:
-        weight = _product_of_matrices(radial)
-    validate(x1, x2, weight, problem, graph)
+        _validate_radial(*radial)
+        w, matrix = radial if _ops.takes_radial(kernel) else (_matrix_product(*radial), None)
+    if w is not None and matrix is not None:  # the weights' shape, without the weights
+        validate(x1, x2, w.new_empty(1, 1).expand(w.shape[0], matrix.shape[1]), problem, graph)
+    else:
+        validate(x1, x2, w, problem, graph)
     if kernel == "reference":
-        return reference.channelwise_tensor_product(
-            x1, x2, weight, problem, graph=graph, layout=layout
-        )
+        return reference.channelwise_tensor_product(x1, x2, w, problem, graph=graph, layout=layout)
     out = _ops.product(
         to_layout(x1, problem.irreps_in1, layout, "ir_mul"),
         x2,
-        weight[None] if weight is not None and weight.ndim == 1 else weight,
+        w[None] if w is not None and w.ndim == 1 else w,
         matrix,
         _ops.edges_of(graph, kernel),
         x2.shape[0] if graph is None else graph.num_dst,
@@ -121,9 +123,19 @@ def _encode(problem: TensorProductProblem, backend: str) -> str:
     return _ops.Product(problem, backend).encode()
 
 
-def _product_of_matrices(radial: tuple[Tensor, Tensor]) -> Tensor:
-    """In the operands' dtype, also under autocast."""
-    hidden, matrix = radial
+def _validate_radial(hidden: Tensor, matrix: Tensor) -> None:
+    shapes = tuple(hidden.shape), tuple(matrix.shape)
+    if hidden.ndim != 2 or matrix.ndim != 2 or hidden.shape[1] != matrix.shape[0]:
+        raise ValueError(f"radial must be (hidden [rows, H], matrix [H, weights]), got {shapes}")
+    if (hidden.dtype, hidden.device) != (matrix.dtype, matrix.device):
+        raise TypeError(
+            f"radial's hidden and matrix must share dtype and device, got {hidden.dtype} on "
+            f"{hidden.device} and {matrix.dtype} on {matrix.device}"
+        )
+
+
+def _matrix_product(hidden: Tensor, matrix: Tensor) -> Tensor:
+    """hidden @ matrix in the operands' dtype, also under autocast."""
     if not torch.is_autocast_enabled(hidden.device.type):
         return hidden @ matrix
     with torch.autocast(hidden.device.type, enabled=False):
