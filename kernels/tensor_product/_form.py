@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from eqtp.graph import Graph
 from eqtp.layout import Layout
@@ -47,7 +48,7 @@ class Form:
     num_rows: int
     shared: bool
 
-    @property
+    @cached_property
     def dims(self) -> tuple[int, int, int, int]:
         """Columns of each slot."""
         problem = self.problem

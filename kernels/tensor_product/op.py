@@ -108,17 +108,19 @@ class _Derivatives(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        kernel: str, form: Form, terms: tuple[Term, ...], num_results: int, *operands: Tensor | None
+        ctx: Any,
+        kernel: str,
+        form: Form,
+        terms: tuple[Term, ...],
+        num_results: int,
+        *operands: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
+        ctx.kernel, ctx.form, ctx.terms = kernel, form, terms
+        ctx.save_for_backward(*operands)
+        ctx.set_materialize_grads(False)
         evaluate = {"cpu": _cpu, "torch": _torch}[kernel].evaluate
         results: tuple[Tensor | None, ...] = evaluate(form, terms, operands, num_results)
         return results
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        ctx.kernel, ctx.form, ctx.terms, _, *operands = inputs
-        ctx.save_for_backward(*operands)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:

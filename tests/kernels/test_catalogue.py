@@ -19,7 +19,7 @@ from torch import Tensor
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import channelwise_tensor_product, supports
 from eqtp.kernels.tensor_product import tensor_product
-from eqtp.nn import ChannelwiseTensorProduct, FullyConnectedTensorProduct
+from eqtp.nn import ChannelwiseTensorProduct, FullyConnectedTensorProduct, TensorProduct
 from eqtp.nn.family import MAX_CONSTANTS, count_constants
 from eqtp.problem import TensorProductProblem
 
@@ -158,3 +158,25 @@ def test_channelwise_kernels(label: str, on_graph: bool) -> None:
         for backend in backends
     }
     check(label, products, on_graph)
+
+
+@needs_file
+@pytest.mark.parametrize(
+    ("label", "rows", "graphs"),
+    [
+        ("mace-large", "tensor_product", "channelwise"),
+        ("4_32_5_p_sc.txt#3", "tensor_product", "tensor_product"),
+        ("DiffDock-L=2", "tensor_product", "tensor_product"),
+    ],
+)
+def test_module_takes_the_right_family(label: str, rows: str, graphs: str) -> None:
+    entry, problem = catalogue()[label], problem_of(label)
+    irreps = problem.irreps_in1, problem.irreps_in2, problem.irreps_out
+    module = TensorProduct(*irreps, problem.instructions, shared_weights=False)
+    text = module.explain()
+    assert module.family == graphs
+    assert f"kernel    {graphs}" in text
+    assert ("tensor_product without a graph" in text) == (rows != graphs)
+    assert f"{entry['cg_nnz_sum']} nonzero constants" in text
+    plain = TensorProduct(*irreps, problem.instructions, shared_weights=False, backend="torch")
+    assert plain.family == ("channelwise" if supports(problem) else "tensor_product")
