@@ -180,7 +180,7 @@ class RadialPass:
                 path = self.problem.paths[number]
                 if LIKE[result] != "y":
                     blocks[result].add(path.i_in1 if LIKE[result] == "x" else path.i_out)
-            for result, number in kernel.matrix_sums.values():
+            for result, number, _ in kernel.matrix_sums.values():
                 blocks[result].add(number)
         full = {
             "x": {i for i, (mul, _) in enumerate(in1) if mul > 0},
@@ -221,7 +221,6 @@ class RadialPass:
         )
 
     def _kernel(self, paths: tuple[int, ...]) -> RadialKernel:
-        mul = int(self.problem.irreps_in1[self.problem.paths[paths[0]].i_in1].mul)
         return RadialKernel(
             problem=self.problem,
             paths=paths,
@@ -232,20 +231,15 @@ class RadialPass:
             shared=False,
             rows=self.rows,
             real={torch.float32: "tl.float32", torch.float64: "tl.float64"}[self.arithmetic],
-            channels=min(self.launch.channels, _padded(mul)),
+            channels=self.launch.channels,
             slots=1,
             factors=tuple(name for name in self.operands if LIKE[name] in "hm"),
             gradients=tuple(name for name in self.results if LIKE[name] in "hm"),
             hidden=self.hidden,
-            padded=_padded(self.hidden),
+            block=self.launch.block,
             edges=self.launch.edges,
             precision=self.launch.precision,
         )
-
-
-def _padded(size: int) -> int:
-    """The least size that `tl.dot` takes: a power of two, at least 16."""
-    return max(16, 1 << max(size - 1, 0).bit_length())
 
 
 class _Call:
@@ -311,10 +305,9 @@ class _Call:
             grid = (programs, -(-kernel.mul // kernel.channels))
             load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
         at_node = "g" if plan.end == "receiver" else "x"
-        for name, rows in results.items():
-            if items.pointers is not None and LIKE[name] == (
-                "g" if plan.end == "receiver" else "x"
-            ):
+        for name in (name for name in results if LIKE[name] == at_node):
+            if items.pointers is not None:
+                rows = results[name]
                 dim, block = rows.shape[1], 256
                 grid = (items.num_nodes, -(-dim // block))
                 function = load_function(SUM_PIECES, SUM_PIECES_FUNCTION)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from textwrap import indent
 
 from eqtp.kernels.channelwise._triton_source import LIKE as PRODUCT_LIKE
@@ -23,6 +22,10 @@ LIKE = {
 """The operand that every name is shaped like."""
 
 FUNCTION = "channelwise_radial"
+
+MATRIX_ROWS = 16
+"""Rows of a block of the gradients in m. Fewer than channels: a tile of more rows than columns is
+divided among warps by rows, and products that Triton finds to be related are divided alike."""
 
 _WEIGHT_TERMS = {"w": [("h", "m")], "vw": [("vh", "m"), ("h", "vm")]}
 """Weights, and their direction, as sums of matrix products."""
@@ -47,7 +50,7 @@ class RadialKernel(Kernel):
         factors: The given ones of h, m, vh and vm.
         gradients: The wanted ones of grad_h, grad_m, grad_h2 and grad_m2.
         hidden: Columns of h.
-        padded: The same, filled with zeros up to a size that `tl.dot` takes.
+        block: Columns of h that are multiplied at a time.
         edges: Edges of a tile.
         precision: How `tl.dot` multiplies.
     """
@@ -55,7 +58,7 @@ class RadialKernel(Kernel):
     factors: tuple[str, ...]
     gradients: tuple[str, ...]
     hidden: int
-    padded: int
+    block: int
     edges: int
     precision: str
 
@@ -70,16 +73,17 @@ class RadialKernel(Kernel):
     @cached_property
     def num_kept(self) -> int:
         """Number of tiles that live as long as an edge or longer."""
-        return super().num_kept + len(self.matrix_sums) * self.padded // self.edges
+        return super().num_kept + len(self.matrix_sums) * MATRIX_ROWS // self.edges
 
     @cached_property
-    def matrix_sums(self) -> dict[str, tuple[str, int]]:
-        """Name -> (result, path) of the gradients in m."""
+    def matrix_sums(self) -> dict[str, tuple[str, int, int]]:
+        """Name -> (result, path, first row) of the blocks of the gradients in m."""
         return {
-            f"{name}_{number}": (name, number)
+            f"{name}_{number}_from_{start}": (name, number, start)
             for number, program in self.programs
             for name in self.gradients
             if LIKE[name] == "m" and self._terms(name, program)
+            for start in range(0, self.hidden, MATRIX_ROWS)
         }
 
     @cached_property
@@ -119,7 +123,7 @@ class RadialKernel(Kernel):
         if kind in "yh":
             dim = problem.irreps_in2.dim if kind == "y" else self.hidden
             row = f"({row} * {self.slots} + tl.program_id(1))" if is_result else row
-            return f"{name}_row = {name} + {row} * {dim}" + (" + column" if kind == "h" else "")
+            return f"{name}_row = {name} + {row} * {dim}"
         dim = problem.irreps_in1.dim if kind == "x" else problem.irreps_out.dim
         return f"{name}_row = {name} + {row} * {dim} + lane"
 
@@ -133,32 +137,51 @@ def {FUNCTION}({", ".join(self.arguments)}):
 """
 
     def _function(self) -> str:
-        matrix_sums = self.matrix_sums
-        zeros = f"tl.zeros([{self.padded}, {self.channels}], {self.real})"
+        zeros = f"tl.zeros([{MATRIX_ROWS}, {self.channels}], {self.real})"
         return "\n".join(
             [
                 f"lane = tl.program_id(1) * {self.channels} + tl.arange(0, {self.channels})",
                 "lane = lane[None, :]",
                 f"inside = lane < {self.mul}",
-                f"column = tl.arange(0, {self.padded})[None, :]",
-                f"matrix_row = tl.arange(0, {self.padded})[:, None]",
-                f"matrix_inside = (matrix_row < {self.hidden}) & inside",
-                f"matrix_at = matrix_row * {self.problem.weight_numel} + lane",
-                *(f"{name} = {zeros}" for name in matrix_sums),
+                f"column = tl.arange(0, {self.block})[None, :]",
+                f"matrix_row = tl.arange(0, {self.block})[:, None]",
+                f"few = tl.arange(0, {MATRIX_ROWS})",
+                *(f"{name} = {zeros}" for name in self.matrix_sums),
                 "item = tl.program_id(0)",
                 "while item < num_items:",
                 indent("\n".join(self._item()), "    "),
                 "    item += tl.num_programs(0)",
-                *(self._store_matrix(name) for name in matrix_sums),
+                *(self._store_matrix(name) for name in self.matrix_sums),
             ]
         )
 
     def _store_matrix(self, name: str) -> str:
-        result, number = self.matrix_sums[name]
-        size = self.hidden * self.problem.weight_numel
-        start = self.problem.paths[number].weight_start
-        address = f"{result} + tl.program_id(0).to(tl.int64) * {size} + {start} + matrix_at"
-        return f"tl.store({address}, {name}, mask=matrix_inside)"
+        result, number, start = self.matrix_sums[name]
+        numel, column = self.problem.weight_numel, self.problem.paths[number].weight_start
+        row = f"({start} + few[:, None])"
+        part = f"tl.program_id(0).to(tl.int64) * {self.hidden * numel}"
+        mask = f"({row} < {self.hidden}) & inside"
+        return (
+            f"tl.store({result} + {part} + {row} * {numel} + {column} + lane, {name}, mask={mask})"
+        )
+
+    def _load_hidden(self, name: str, start: int | str, column: str) -> str:
+        """A block of columns of h."""
+        return self._load_masked(f"{name}_row + {start} + {column}", self._within(start, column))
+
+    def _within(self, start: int | str, column: str) -> str:
+        """Which elements of a block of columns of h there are."""
+        return f"valid & ({start} + {column} < {self.hidden})"
+
+    def _load_matrix(self, name: str, number: int) -> str:
+        """A block of rows of a path's columns of m."""
+        numel, column = self.problem.weight_numel, self.problem.paths[number].weight_start
+        row = "(first + matrix_row)"
+        mask = f"({row} < {self.hidden}) & inside"
+        return self._load_masked(f"{name} + {row} * {numel} + {column} + lane", mask)
+
+    def _load_masked(self, address: str, mask: str) -> str:
+        return f"tl.load({address}, mask={mask}, other=0.0).to({self.real})"
 
     def _item(self) -> Iterator[str]:
         """What a program does for a node, for a piece of a node's edges, or for a tile of rows."""
@@ -204,7 +227,6 @@ def {FUNCTION}({", ".join(self.arguments)}):
         yield f"position = start + tl.arange(0, {self.edges})[:, None]"
         yield "valid = position < stop"
         yield "edge_inside = valid & inside"
-        yield f"edge_column = valid & (column < {self.hidden})"
         if self.rows:
             yield "across_row = position"
             yield "edge_row = position"
@@ -215,58 +237,88 @@ def {FUNCTION}({", ".join(self.arguments)}):
         for name in (*self.used, *self.factors, *self.hidden_sums):
             if LIKE[name] not in ("w", "m", self._at_node):
                 yield self._row(name)
-        for name in self.factors:
-            if LIKE[name] == "h":
-                yield f"{name}_tile = {self._load_factor(f'{name}_row', 'edge_column')}"
-        for name in self.hidden_sums:
-            zeros = f"tl.zeros([{self.edges}, {self.padded}], {self.real})"
-            before = f"tl.load({name}_row, mask=edge_column, other=0.0)"
-            yield f"{name}_tile = {before if name in self.begun else zeros}"
+        yield from self._weights(known)
         kinds = {result for result, *_ in self.sums.values()}
         for number, program in self.programs:
-            yield from self._weights(number, program, known)
             yield from print_statements(
                 program, partial(self._name, number), partial(self._load, number), kinds, known
             )
-            yield from self._gradients(number, program)
         # Stores come last: Triton's pointers may alias, no load moves up across a store.
-        for name in self.hidden_sums:
-            yield f"tl.store({name}_row, {name}_tile, mask=edge_column)"
         yield from self._store_sums("y", "valid", "tl.sum({}, 1, keep_dims=True)")
         if self.rows:
             yield from self._store_sums("xg", "edge_inside", "{}")
+        # Without this condition, which holds, Triton computes the gradients in w once more for
+        # every matrix product, in the layout of its operands: twice the registers.
+        for number, program in self.programs:
+            for name in ("grad_w", "grad_w2"):
+                if Variable(name) in program.targets:
+                    value = f"{name}_{number}"
+                    yield f"{value} = tl.where(start >= 0, {value}, 0.0)"
+        yield from self._hidden_gradients()
+        yield from self._matrix_gradients()
 
-    def _weights(self, number: int, program: Program, known: set[str]) -> Iterator[str]:
-        """The slices of m and the weights of a path."""
-        read = {variable.name for variable in program.operands}
-        weights = {
-            name: [pair for pair in _WEIGHT_TERMS[name] if set(pair) <= set(self.factors)]
+    def _weights(self, known: set[str]) -> Iterator[str]:
+        """The weights of all paths. A block of h serves them all and is then forgotten."""
+        products = [
+            (number, f"{name}_{number}", a, b)
+            for number, program in self.programs
             for name in ("w", "vw")
-            if name in read
-        }
-        gradients = [pair for name in self.gradients for pair in self._terms(name, program)]
-        slices = {b for pair in (*chain.from_iterable(weights.values()), *gradients) for b in pair}
-        start = self.problem.paths[number].weight_start
-        for name in sorted(slices):
-            if LIKE[name] == "m":
-                address = f"{name} + {start} + matrix_at"
-                yield f"{name}_{number} = {self._load_factor(address, 'matrix_inside')}"
-        for name, pairs in weights.items():
-            known.add(f"{name}_{number}")
-            products = " + ".join(self._dot(f"{a}_tile", f"{b}_{number}") for a, b in pairs)
-            yield f"{name}_{number} = {products}"
+            if Variable(name) in program.operands
+            for a, b in _WEIGHT_TERMS[name]
+            if {a, b} <= set(self.factors)
+        ]
+        if not products:
+            return
+        for target in dict.fromkeys(target for _, target, _, _ in products):
+            known.add(target)
+            yield f"{target} = tl.zeros([{self.edges}, {self.channels}], {self.real})"
+        yield f"for first in range(0, {self.hidden}, {self.block}):"
+        for a in dict.fromkeys(a for _, _, a, _ in products):
+            yield f"    {a}_block = {self._load_hidden(a, 'first', 'column')}"
+        for number, b in dict.fromkeys((number, b) for number, _, _, b in products):
+            yield f"    {b}_{number}_block = {self._load_matrix(b, number)}"
+        for number, target, a, b in products:
+            yield f"    {target} += {self._dot(f'{a}_block', f'{b}_{number}_block')}"
 
-    def _gradients(self, number: int, program: Program) -> Iterator[str]:
-        """What a path adds to the gradients in h and m."""
-        for name in self.gradients:
-            for a, b in self._terms(name, program):
-                if LIKE[name] == "h":
-                    yield f"{name}_tile += {self._dot(f'{a}_{number}', f'tl.trans({b}_{number})')}"
-                else:
-                    yield f"{name}_{number} += {self._dot(f'tl.trans({a}_tile)', f'{b}_{number}')}"
+    def _hidden_gradients(self) -> Iterator[str]:
+        """What all paths add to the gradients in h."""
+        terms = self._all_terms("h")
+        if not terms:
+            return
+        yield f"for first in range(0, {self.hidden}, {self.block}):"
+        mask = self._within("first", "column")
+        for name in self.hidden_sums:
+            zeros = f"tl.zeros([{self.edges}, {self.block}], {self.real})"
+            before = self._load_hidden(name, "first", "column")
+            yield f"    {name}_block = {before if name in self.begun else zeros}"
+        for number, b in dict.fromkeys((number, b) for number, _, _, b in terms):
+            yield f"    {b}_{number}_block = {self._load_matrix(b, number)}"
+        for number, name, a, b in terms:
+            product = self._dot(f"{a}_{number}", f"tl.trans({b}_{number}_block)")
+            yield f"    {name}_block += {product}"
+        for name in self.hidden_sums:
+            yield f"    tl.store({name}_row + first + column, {name}_block, mask={mask})"
 
-    def _load_factor(self, address: str, mask: str) -> str:
-        return f"tl.load({address}, mask={mask}, other=0.0).to({self.real})"
+    def _matrix_gradients(self) -> Iterator[str]:
+        """What all paths add to the gradients in m."""
+        terms = self._all_terms("m")
+        for start in range(0, self.hidden, MATRIX_ROWS):
+            for a in dict.fromkeys(a for _, _, a, _ in terms):
+                block = self._load_hidden(a, start, "few[None, :]")
+                yield f"{a}_turned = tl.trans({block})"
+            for number, name, a, b in terms:
+                product = self._dot(f"{a}_turned", f"{b}_{number}")
+                yield f"{name}_{number}_from_{start} += {product}"
+
+    def _all_terms(self, kind: str) -> list[tuple[int, str, str, str]]:
+        """(path, result, factor, factor) of the gradients in h or in m."""
+        return [
+            (number, name, a, b)
+            for number, program in self.programs
+            for name in self.gradients
+            if LIKE[name] == kind
+            for a, b in self._terms(name, program)
+        ]
 
     def _dot(self, a: str, b: str) -> str:
         return f'tl.dot({a}, {b}, input_precision="{self.precision}", out_dtype={self.real})'

@@ -116,10 +116,12 @@ class TritonRadialLaunch(TritonLaunch):
 
     Attributes:
         edges: Edges of a tile.
+        block: Columns of h that are multiplied at a time.
         precision: How `tl.dot` multiplies.
     """
 
     edges: int
+    block: int
     precision: str
 
 
@@ -138,6 +140,7 @@ def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialL
         max_kept=16,
         max_products=200,
         edges=16,
+        block=32,
         precision="tf32" if tf32 and exact == "tf32x3" else exact,
     )
 
