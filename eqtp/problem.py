@@ -8,9 +8,11 @@ Framework-free and immutable; every kernel, method and report reads the same des
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 from eqtp.irreps import Irreps
@@ -149,6 +151,21 @@ class TensorProductProblem:
             square = alpha * var_out[path.i_out] * path.path_weight / (total if total > 0 else 1.0)
             normalized.append(replace(path, coefficient=math.sqrt(square)))
         return cls(in1, in2, out, tuple(normalized))
+
+    @cached_property
+    def text(self) -> str:
+        """The problem as a string; `of_text` is the inverse."""
+        irreps = [str(i) for i in (self.irreps_in1, self.irreps_in2, self.irreps_out)]
+        return json.dumps([irreps, [astuple(path) for path in self.paths]])
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of_text(text: str) -> TensorProductProblem:
+        """The problem of a `text`; the same object for the same text."""
+        irreps, rows = json.loads(text)
+        in1, in2, out = (Irreps(i) for i in irreps)
+        values: list[list[Any]] = [[*row[:-2], tuple(row[-2]), row[-1]] for row in rows]
+        return TensorProductProblem(in1, in2, out, tuple(Path(*row) for row in values))
 
     @property
     def weight_numel(self) -> int:

@@ -19,33 +19,28 @@ sum of such forms again, since T is linear in every slot:
 so derivatives of any order are calls of these three ops. Paths without weights are constant in w,
 h and m: with a direction in the place of one of those, a form is of the weighted paths only.
 
-What is no tensor goes through a string, `Product`; a graph as the tensors that its kernels read,
-see `_edges`. Schemas, autograd and the rules for autocast and `vmap` are registered on the
-dispatcher directly: `torch.library.register_autograd` takes 40 us more per call with a gradient
-and 90 with its backward (torch 2.13, AMD EPYC), as long as a product of a few hundred edges.
+A problem goes through its `text`; a graph as the tensors that its kernels read,
+see `eqtp.kernels.codegen.edges`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
-from functools import lru_cache, reduce
+from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 
 from eqtp.autograd import wanted_gradients
-from eqtp.graph import Graph
-from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise import _cpu, _torch
-from eqtp.kernels.channelwise._edges import edge_tensors, fake_edge_tensors, graph_of
-from eqtp.problem import Path, TensorProductProblem
+from eqtp.kernels.codegen.edges import graph_of
+from eqtp.operators import below_autograd, one_by_one, register
+from eqtp.problem import TensorProductProblem
 
-__all__ = ["Product", "edges_of", "product", "takes_radial"]
+__all__ = ["product", "takes_radial"]
 
 _KERNELS: dict[str, ModuleType] = {"cpu": _cpu, "torch": _torch}
 _NUM_SLOTS = 4  # x, y, w or h, m; the last two may be None
@@ -56,63 +51,11 @@ def takes_radial(backend: str) -> bool:
     return backend in _KERNELS and hasattr(_KERNELS[backend], "radial_forward")
 
 
-@dataclass(frozen=True)
-class Product:
-    """What an op computes and who does it.
-
-    Attributes:
-        problem: The paths.
-        backend: Name of the backend.
-    """
-
-    problem: TensorProductProblem
-    backend: str
-
-    @property
-    def kernel(self) -> ModuleType:
-        """The backend's module."""
-        return _KERNELS[self.backend]
-
-    def encode(self) -> str:
-        """The same as a string."""
-        problem = self.problem
-        irreps = [str(i) for i in (problem.irreps_in1, problem.irreps_in2, problem.irreps_out)]
-        return json.dumps([self.backend, irreps, [astuple(path) for path in problem.paths]])
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def decode(text: str) -> Product:
-        """Inverse of `encode`."""
-        backend, irreps, rows = json.loads(text)
-        paths = (Path(*row[:7], weight_shape=tuple(row[7]), weight_start=row[8]) for row in rows)
-        in1, in2, out = (Irreps(i) for i in irreps)
-        return Product(TensorProductProblem(in1, in2, out, tuple(paths)), backend)
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def weighted_only(text: str) -> str:
-        """The product of the paths that have a weight."""
-        whole = Product.decode(text)
-        paths = tuple(path for path in whole.problem.paths if path.has_weight)
-        return replace(whole, problem=replace(whole.problem, paths=paths)).encode()
-
-
-def edges_of(graph: Graph | None, backend: str) -> list[Tensor]:
-    """What the ops take as `edges`: made once per graph; nothing for rows."""
-    if graph is None:
-        return []
-    if backend in graph.kept:
-        return graph.kept[backend]
-    if not torch.compiler.is_compiling():
-        with torch._C._DisableFuncTorch():  # they outlive the transform that is running
-            graph.kept[backend] = edge_tensors(graph, backend)
-        return graph.kept[backend]
-    made: list[Tensor] = torch.ops.eqtp.channelwise_edges.default(
-        graph.edge_src, graph.edge_dst, graph.num_src, graph.num_dst, backend
-    )
-    if not torch._C._are_functorch_transforms_active():
-        graph.kept[backend] = made
-    return made
+@lru_cache(maxsize=1024)
+def _weighted_only(problem: str) -> str:
+    """The product of the paths that have a weight."""
+    whole = TensorProductProblem.of_text(problem)
+    return replace(whole, paths=tuple(path for path in whole.paths if path.has_weight)).text
 
 
 def product(
@@ -122,7 +65,8 @@ def product(
     m: Tensor | None,
     edges: list[Tensor],
     num_dst: int,
-    text: str,
+    problem: str,
+    backend: str,
 ) -> Tensor:
     """The product in "ir_mul" layout, differentiable to any order.
 
@@ -133,39 +77,38 @@ def product(
         m: Matrix of the radial network's last layer, [hidden, weight_numel].
         edges: See `edges_of`.
         num_dst: Rows of the result.
-        text: A `Product`, encoded.
+        problem: `TensorProductProblem.text`.
+        backend: Who computes it.
     """
-    out: Tensor = torch.ops.eqtp.channelwise.default(x, y, w, m, edges, num_dst, text)
+    out: Tensor = torch.ops.eqtp.channelwise.default(x, y, w, m, edges, num_dst, problem, backend)
     return out
 
 
 def _backward(
     g: Tensor,
     slots: Sequence[Tensor | None],
-    edges: Sequence[Tensor],
-    text: str,
+    where: tuple[list[Tensor], str, str],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of T(slots; g) in the wanted slots."""
     if not any(wanted):
         return (None,) * _NUM_SLOTS
     op = torch.ops.eqtp.channelwise_backward.default
-    return _spread(op(g, *slots, edges, text, wanted), wanted)
+    return _spread(op(g, *slots, *where, wanted), wanted)
 
 
 def _double_backward(
     v: Sequence[Tensor | None],
     g: Tensor,
     slots: Sequence[Tensor | None],
-    edges: Sequence[Tensor],
-    text: str,
+    where: tuple[list[Tensor], str, str],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of F(v; g, slots) in g and the slots, those that are wanted."""
     if not any(wanted) or all(direction is None for direction in v):
         return (None,) * (1 + _NUM_SLOTS)
     op = torch.ops.eqtp.channelwise_double_backward.default
-    return _spread(op(*v, g, *slots, edges, text, wanted), wanted)
+    return _spread(op(*v, g, *slots, *where, wanted), wanted)
 
 
 def _spread(values: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -180,15 +123,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         ctx.save_for_backward(*args[:_NUM_SLOTS])
-        ctx.edges, _, ctx.text = args[_NUM_SLOTS:]
-        out: Tensor = _below_autograd(torch.ops.eqtp.channelwise.default, args)
+        edges, _, *product = args[_NUM_SLOTS:]
+        ctx.where = (edges, *product)
+        out: Tensor = below_autograd(torch.ops.eqtp.channelwise.default, *args)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         slots = ctx.saved_tensors
         wanted = wanted_gradients(ctx, slots)
-        return (*_backward(g, slots, ctx.edges, ctx.text, wanted), None, None, None)
+        return (*_backward(g, slots, ctx.where, wanted), *[None] * 4)
 
 
 class _Gradient(torch.autograd.Function):
@@ -196,10 +140,11 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *operands, ctx.edges, ctx.text, ctx.wanted = args
+        *operands, edges, problem, backend, ctx.wanted = args
+        ctx.where = edges, problem, backend
         ctx.save_for_backward(*operands)
         ctx.set_materialize_grads(False)
-        return tuple(_below_autograd(torch.ops.eqtp.channelwise_backward.default, args))
+        return tuple(below_autograd(torch.ops.eqtp.channelwise_backward.default, *args))
 
     @staticmethod
     def backward(ctx: Any, *directions: Any) -> tuple[Tensor | None, ...]:
@@ -207,7 +152,7 @@ class _Gradient(torch.autograd.Function):
         v = _spread(directions, ctx.wanted)
         wanted = wanted_gradients(ctx, operands)
         g, *slots = operands
-        return (*_double_backward(v, g, slots, ctx.edges, ctx.text, wanted), None, None, None)
+        return (*_double_backward(v, g, slots, ctx.where, wanted), *[None] * 4)
 
 
 class _SecondGradient(torch.autograd.Function):
@@ -215,14 +160,16 @@ class _SecondGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *operands, ctx.edges, ctx.text, ctx.wanted = args
+        *operands, edges, problem, backend, ctx.wanted = args
+        ctx.where = edges, problem, backend
         ctx.save_for_backward(*operands)
         ctx.set_materialize_grads(False)
-        return tuple(_below_autograd(torch.ops.eqtp.channelwise_double_backward.default, args))
+        return tuple(below_autograd(torch.ops.eqtp.channelwise_double_backward.default, *args))
 
     @staticmethod
     def backward(ctx: Any, *directions: Any) -> tuple[Tensor | None, ...]:
-        operands, edges = ctx.saved_tensors, ctx.edges
+        operands = ctx.saved_tensors
+        edges, problem, backend = ctx.where
         wanted = wanted_gradients(ctx, operands)
         d_g, *d = _spread(directions, ctx.wanted)
         v, (g, *slots) = operands[:_NUM_SLOTS], operands[_NUM_SLOTS:]
@@ -237,24 +184,23 @@ class _SecondGradient(torch.autograd.Function):
 
         places = range(_NUM_SLOTS, len(operands))  # of g and the slots
         if d_g is not None:
-            add(_backward(d_g, slots, edges, ctx.text, want_v), range(_NUM_SLOTS))
-            add(_double_backward(v, d_g, slots, edges, ctx.text, (False, *want)), places)
+            add(_backward(d_g, slots, ctx.where, want_v), range(_NUM_SLOTS))
+            add(_double_backward(v, d_g, slots, ctx.where, (False, *want)), places)
         for s, v_s in enumerate(v):
             if v_s is None:
                 continue
-            text = ctx.text if s < 2 else Product.weighted_only(ctx.text)
+            part = problem if s < 2 else _weighted_only(problem)
             add(
                 _double_backward(
                     _replaced(d, s, None),
                     g,
                     _replaced(slots, s, v_s),
-                    edges,
-                    text,
+                    (edges, part, backend),
                     (want_g, *_replaced(want, s, want_v[s])),
                 ),
                 _replaced(places, 1 + s, s),
             )
-        return (*sums, None, None, None)
+        return (*sums, *[None] * 4)
 
 
 def _replaced(values: Sequence[Any], index: int, value: Any) -> list[Any]:
@@ -268,15 +214,14 @@ def _compute(
     m: Tensor | None,
     edges: list[Tensor],
     num_dst: int,
-    text: str,
+    problem: str,
+    backend: str,
 ) -> Tensor:
-    decoded = Product.decode(text)
-    where = decoded.problem, graph_of(edges, len(x), num_dst, decoded.backend)
+    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), num_dst, backend)
+    where = TensorProductProblem.of_text(problem), graph
     slots = _contiguous(x, y, w, m)
     out: Tensor = (
-        decoded.kernel.forward(*slots[:3], *where)
-        if m is None
-        else decoded.kernel.radial_forward(*slots, *where)
+        kernel.forward(*slots[:3], *where) if m is None else kernel.radial_forward(*slots, *where)
     )
     return out
 
@@ -288,16 +233,17 @@ def _compute_backward(
     w: Tensor | None,
     m: Tensor | None,
     edges: list[Tensor],
-    text: str,
+    problem: str,
+    backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    decoded = Product.decode(text)
-    where = decoded.problem, graph_of(edges, len(x), len(g), decoded.backend)
+    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), len(g), backend)
+    where = TensorProductProblem.of_text(problem), graph
     operands = _contiguous(g, x, y, w, m)
     grads = (
-        decoded.kernel.backward(*operands[:4], *where, tuple(wanted[:3]))
+        kernel.backward(*operands[:4], *where, tuple(wanted[:3]))
         if m is None
-        else decoded.kernel.radial_backward(*operands, *where, tuple(wanted))
+        else kernel.radial_backward(*operands, *where, tuple(wanted))
     )
     return [grad for grad in grads if grad is not None]
 
@@ -313,31 +259,23 @@ def _compute_double_backward(
     w: Tensor | None,
     m: Tensor | None,
     edges: list[Tensor],
-    text: str,
+    problem: str,
+    backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    decoded = Product.decode(text)
-    where = decoded.problem, graph_of(edges, len(x), len(g), decoded.backend)
+    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), len(g), backend)
+    where = TensorProductProblem.of_text(problem), graph
     v, operands = _contiguous(v_x, v_y, v_w, v_m), _contiguous(g, x, y, w, m)
     grads = (
-        decoded.kernel.double_backward(*v[:3], *operands[:4], *where, tuple(wanted[:4]))
+        kernel.double_backward(*v[:3], *operands[:4], *where, tuple(wanted[:4]))
         if m is None
-        else decoded.kernel.radial_double_backward(*v, *operands, *where, tuple(wanted))
+        else kernel.radial_double_backward(*v, *operands, *where, tuple(wanted))
     )
     return [grad for grad in grads if grad is not None]
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous() for t in tensors]
-
-
-def _compute_edges(
-    edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int, backend: str
-) -> list[Tensor]:
-    """Checks the edges of a graph that was made while compiling; `edge_tensors` of their own."""
-    tensors = edge_tensors(Graph(edge_src, edge_dst, num_src, num_dst), backend)
-    given = {edge_src.data_ptr(), edge_dst.data_ptr()}
-    return [t.clone() if t.data_ptr() in given else t for t in tensors]
 
 
 def _fake(
@@ -347,174 +285,89 @@ def _fake(
     m: Tensor | None,
     edges: list[Tensor],
     num_dst: int,
-    text: str,
+    problem: str,
+    backend: str,
 ) -> Tensor:
-    return y.new_empty(num_dst, Product.decode(text).problem.irreps_out.dim)
+    return y.new_empty(num_dst, TensorProductProblem.of_text(problem).irreps_out.dim)
 
 
 def _fake_gradients(num_skipped: int) -> Callable[..., list[Tensor]]:
     """One gradient like every operand after the first `num_skipped` that is wanted."""
 
     def fake(*args: Any) -> list[Tensor]:
-        *operands, _, _, wanted = args
+        *operands, _, _, _, wanted = args
         pairs = zip(operands[num_skipped:], wanted, strict=True)
         return [t.new_empty(t.shape) for t, want in pairs if want]
 
     return fake
 
 
-def _with_autograd(op: Any, function: Any) -> Callable[..., Any]:
-    """Kernel that records `function` where a gradient may be asked for."""
-
-    def kernel(*args: Any) -> Any:
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            with torch._C._AutoDispatchBelowAutograd():
-                return op(*args)
-        if torch._C._are_functorch_transforms_active():
-            # The dispatcher has peeled one transform off and comes here for autograd proper.
-            # `Function.apply` would ask for that transform again, and does not expect to.
-            with enable_single_level_autograd_function():
-                result = super(torch.autograd.Function, function).apply(*args)
-        else:
-            result = function.apply(*args)
-        return list(result) if isinstance(result, tuple) else result
-
-    return kernel
-
-
-def _below_autograd(op: Any, args: Sequence[Any]) -> Any:
-    """What a Function's `forward` does, where torch has switched recording off."""
-    with torch._C._AutoDispatchBelowAutograd():
-        if torch._C._are_functorch_transforms_active():
-            with torch.enable_grad():  # for the transforms around this one
-                return op(*args)
-        return op(*args)
-
-
-def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
-    """Kernel that computes in the widest dtype of the operands, at least float32.
-
-    Half precision would lose what equivariance and forces need; nothing inside is autocast.
-    """
-    autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def kernel(*args: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(autocast):
-            return op(*widest(args))
-
-    return kernel
-
-
-def widest(args: Sequence[Any]) -> list[Any]:
-    """The arguments, floating-point tensors in the widest of their dtypes and float32."""
-    floats = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
-    dtype = reduce(torch.promote_types, (a.dtype for a in floats), torch.float32)
-    return [
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    ]
-
-
-def _batched(op: Any, num_operands: int) -> Callable[..., tuple[Any, Any]]:
+def _more_rows(num_operands: int) -> Callable[..., tuple[Any, Any]]:
     """Rule for `torch.vmap`: more rows where every operand has them, else one by one."""
 
-    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+    def rule(op: Any, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         operands, edges, rest = args[:num_operands], args[num_operands], args[num_operands + 1 :]
-        is_radial = operands[-1] is not None
+        dims = in_dims[:num_operands]
         lengths = {
-            t.select(dim, 0).shape[0] if dim is not None else t.shape[0]
-            for t, dim in zip(operands, in_dims, strict=False)
+            (t if dim is None else t.select(dim, 0)).shape[0]
+            for t, dim in zip(operands, dims, strict=True)
             if t is not None
         }
-        if edges or is_radial or len(lengths) > 1:
-            results = [
-                op(*_selected(args, in_dims, index)) for index in range(info.batch_size)
-            ]
-            if isinstance(results[0], Tensor):
-                return torch.stack(results), 0
-            stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-            return stacked, [0] * len(stacked)
+        if edges or operands[-1] is not None or len(lengths) > 1:
+            return one_by_one(op, info, in_dims, *args)
         (length,) = lengths
+        batch: int = info.batch_size
         folded = [
-            None if t is None else _folded(t, dim, info.batch_size)
-            for t, dim in zip(operands, in_dims, strict=False)
+            None if t is None else _folded(t, dim, batch)
+            for t, dim in zip(operands, dims, strict=True)
         ]
         if isinstance(rest[0], str):
-            results = op(*folded, edges, *rest)
-            unfolded = [t.unflatten(0, (info.batch_size, length)) for t in results]
-            return unfolded, [0] * len(unfolded)
-        num_dst, text = rest
-        out = op(*folded, edges, num_dst * info.batch_size, text)
-        return out.unflatten(0, (info.batch_size, length)), 0
+            results = [t.unflatten(0, (batch, length)) for t in op(*folded, edges, *rest)]
+            return results, [0] * len(results)
+        num_dst, *product = rest
+        return op(*folded, edges, batch * num_dst, *product).unflatten(0, (batch, length)), 0
 
     return rule
 
 
-def _selected(values: Sequence[Any], dims: Sequence[Any], index: int) -> list[Any]:
-    """One element of a batch; nested as the arguments are."""
-    return [
-        _selected(value, dim, index)
-        if isinstance(dim, (list, tuple))
-        else value
-        if dim is None
-        else value.select(dim, index)
-        for value, dim in zip(values, dims, strict=True)
-    ]
-
-
-def _folded(t: Tensor, dim: int | None, batch_size: int) -> Tensor:
-    t = t.expand(batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+def _folded(t: Tensor, dim: int | None, batch: int) -> Tensor:
+    t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
     return t.flatten(0, 1)
+
+
+def _recorded(function: Any) -> Callable[..., Any]:
+    def record(apply: Callable[..., Any], *args: Any) -> Any:
+        results = apply(function, *args)
+        return list(results) if isinstance(results, tuple) else results
+
+    return record
 
 
 _SLOTS = "Tensor x, Tensor y, Tensor? w, Tensor? m"
 _DIRECTIONS = "Tensor? v_x, Tensor? v_y, Tensor? v_w, Tensor? v_m"
-_LIBRARY = torch.library.Library("eqtp", "FRAGMENT")
+_WHERE = "Tensor[] edges, str problem, str backend, bool[] wanted"
 
-
-def _register() -> None:
-    ops: list[tuple[str, str, Any, Any, type[torch.autograd.Function], int]] = [
-        (
-            "channelwise",
-            f"({_SLOTS}, Tensor[] edges, SymInt num_dst, str product) -> Tensor",
-            _compute,
-            _fake,
-            _Product,
-            _NUM_SLOTS,
-        ),
-        (
-            "channelwise_backward",
-            f"(Tensor g, {_SLOTS}, Tensor[] edges, str product, bool[] wanted) -> Tensor[]",
-            _compute_backward,
-            _fake_gradients(1),
-            _Gradient,
-            1 + _NUM_SLOTS,
-        ),
-        (
-            "channelwise_double_backward",
-            f"({_DIRECTIONS}, Tensor g, {_SLOTS}, Tensor[] edges, str product, bool[] wanted)"
-            " -> Tensor[]",
-            _compute_double_backward,
-            _fake_gradients(_NUM_SLOTS),
-            _SecondGradient,
-            1 + 2 * _NUM_SLOTS,
-        ),
-    ]
-    for name, schema, compute, fake, function, num_operands in ops:
-        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        op = getattr(torch.ops.eqtp, name).default
-        _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, _with_autograd(op, function), "Autograd")
-        for key in ("AutocastCPU", "AutocastCUDA"):
-            _LIBRARY.impl(name, _without_autocast(op, key), key)
-        torch.library.register_fake(f"eqtp::{name}", fake, lib=_LIBRARY)
-        torch.library.register_vmap(f"eqtp::{name}", _batched(op, num_operands), lib=_LIBRARY)
-    _LIBRARY.define(
-        "channelwise_edges(Tensor edge_src, Tensor edge_dst, SymInt num_src, SymInt num_dst,"
-        " str backend) -> Tensor[]",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-    _LIBRARY.impl("channelwise_edges", _compute_edges, "CompositeExplicitAutograd")
-    torch.library.register_fake("eqtp::channelwise_edges", fake_edge_tensors, lib=_LIBRARY)
-
-
-_register()
+register(
+    "channelwise",
+    f"({_SLOTS}, Tensor[] edges, SymInt num_dst, str problem, str backend) -> Tensor",
+    _compute,
+    _fake,
+    _recorded(_Product),
+    _more_rows(_NUM_SLOTS),
+)
+register(
+    "channelwise_backward",
+    f"(Tensor g, {_SLOTS}, {_WHERE}) -> Tensor[]",
+    _compute_backward,
+    _fake_gradients(1),
+    _recorded(_Gradient),
+    _more_rows(1 + _NUM_SLOTS),
+)
+register(
+    "channelwise_double_backward",
+    f"({_DIRECTIONS}, Tensor g, {_SLOTS}, {_WHERE}) -> Tensor[]",
+    _compute_double_backward,
+    _fake_gradients(_NUM_SLOTS),
+    _recorded(_SecondGradient),
+    _more_rows(1 + 2 * _NUM_SLOTS),
+)

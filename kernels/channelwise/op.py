@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,8 +11,10 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _ops, reference
 from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.edges import edges_of
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
+from eqtp.operators import widest
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports", "why_not"]
@@ -72,7 +72,7 @@ def channelwise_tensor_product(
         torch.Size([2, 12])
     """
     if torch.is_autocast_enabled(x2.device.type):
-        x1, x2, weight, *pair = _ops.widest((x1, x2, weight, *(radial or ())))
+        x1, x2, weight, *pair = widest((x1, x2, weight, *(radial or ())))
         radial = (pair[0], pair[1]) if pair else None
     kernel, text = _choose(problem, backend, x2.dtype, x2.device.type)
     w, matrix = weight, None
@@ -90,9 +90,10 @@ def channelwise_tensor_product(
         x2,
         w[None] if w is not None and w.ndim == 1 else w,
         matrix,
-        _ops.edges_of(graph, kernel),
+        edges_of(graph, kernel),
         x2.shape[0] if graph is None else graph.num_dst,
         text,
+        kernel,
     )
     return to_layout(out, problem.irreps_out, "ir_mul", layout)
 
@@ -101,7 +102,7 @@ def channelwise_tensor_product(
 def _choose(
     problem: TensorProductProblem, backend: Backend, dtype: torch.dtype, device: str
 ) -> tuple[str, str]:
-    """The backend that computes a product, and what `_ops.product` takes as `text`."""
+    """The backend that computes a product, and the product as a text."""
     if not supports(problem):
         raise ValueError(
             "a channelwise product takes 'uvu' paths with mul 1 in irreps_in2, got "
@@ -115,12 +116,7 @@ def _choose(
         device=device,
         why_not=lambda name: why_not(name, problem, dtype),
     ).backend
-    return chosen, _encode(problem, chosen)
-
-
-@lru_cache(maxsize=1024)
-def _encode(problem: TensorProductProblem, backend: str) -> str:
-    return _ops.Product(problem, backend).encode()
+    return chosen, problem.text
 
 
 def _validate_radial(hidden: Tensor, matrix: Tensor) -> None:
@@ -135,7 +131,7 @@ def _validate_radial(hidden: Tensor, matrix: Tensor) -> None:
 
 
 def _matrix_product(hidden: Tensor, matrix: Tensor) -> Tensor:
-    """hidden @ matrix in the operands' dtype, also under autocast."""
+    """The product in the operands' dtype, also under autocast."""
     if not torch.is_autocast_enabled(hidden.device.type):
         return hidden @ matrix
     with torch.autocast(hidden.device.type, enabled=False):
