@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqtp.backend import Backend, Resolution, resolve
 from eqtp.kernels.channelwise import op as channelwise
+from eqtp.kernels.channelwise._ops import takes_radial
 from eqtp.kernels.tensor_product import op as tensor_product
 from eqtp.methods import Method
 from eqtp.problem import TensorProductProblem
@@ -56,9 +57,15 @@ def explain(
             f"  flops     {flops_per_row(problem):,} per row, forward",
             f"  bytes     {columns * dtype.itemsize:,} per row in {dtype} (x1, x2 and result once)"
             f" and {problem.weight_numel * dtype.itemsize:,} for weights per row",
-            f"  radial    the {chosen.backend!r} backend stores hidden @ matrix for every edge",
+            f"  radial    on graphs, {_radial(graphs, chosen.backend)}",
         ]
     )
+
+
+def _radial(family: str, backend: Backend) -> str:
+    if family == "channelwise" and takes_radial(backend):
+        return "hidden @ matrix is computed inside the kernel and never stored"
+    return f"the {backend!r} backend stores hidden @ matrix for every edge"
 
 
 def _resolve(

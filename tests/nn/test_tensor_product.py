@@ -222,7 +222,7 @@ def test_prune_leaves_the_module_alone() -> None:
 
 
 def test_explain_says_what_runs() -> None:
-    text = ChannelwiseTensorProduct(*CHANNELWISE).explain()
+    text = ChannelwiseTensorProduct(*CHANNELWISE, backend="torch").explain()
     for word in ("cg", "channelwise", "backend", "flops", "bytes", "paths     5", "nonzero"):
         assert word in text
     assert "stores hidden @ matrix for every edge" in text
