@@ -14,6 +14,7 @@ from eqtp.irreps import Irrep, Irreps
 if TYPE_CHECKING:
     from eqtp import kernels, models, so3
     from eqtp.graph import Graph
+    from eqtp.models.acceleration import accelerate, accelerated, restore
     from eqtp.models.calculator import Calculator
     from eqtp.nn import (
         ChannelwiseTensorProduct,
@@ -44,8 +45,11 @@ __all__ = [
     "SymmetricContraction",
     "TensorProduct",
     "__version__",
+    "accelerate",
+    "accelerated",
     "kernels",
     "models",
+    "restore",
     "so3",
 ]
 
@@ -54,11 +58,14 @@ _LATER = {
     "PathGate": "learned sparse paths",
     "SO2Convolution": "SO(2)-reduced convolutions",
     "TensorReadout": "tensor-valued readouts",
-    "accelerate": "swaps inside models of other libraries",
-    "accelerated": "swaps inside models of other libraries",
-    "restore": "swaps inside models of other libraries",
 }
-_MODULES = {"Calculator": "eqtp.models.calculator", "Graph": "eqtp.graph"}
+_MODULES = {
+    "Calculator": "eqtp.models.calculator",
+    "Graph": "eqtp.graph",
+    "accelerate": "eqtp.models.acceleration",
+    "accelerated": "eqtp.models.acceleration",
+    "restore": "eqtp.models.acceleration",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,261 @@
+"""Swaps for mace-torch: the convolution on a graph and the symmetric contraction.
+
+The convolution takes the place that mace-torch's interaction blocks have for fused ones: a block
+with the attribute `conv_fusion` hands features of nodes and the edges to `conv_tp` and gets sums at
+the receivers back. Everything else a block does, densities, cutoffs, gates and exchanges, stays its
+own. A block that ignores the attribute gets the plain product from the same swap.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from eqtp.backend import Backend
+from eqtp.graph import Graph
+from eqtp.irreps import Irreps
+from eqtp.kernels.channelwise import channelwise_tensor_product, supports
+from eqtp.kernels.symmetric_contraction import symmetric_contraction
+from eqtp.layout import to_layout
+from eqtp.models.acceleration.e3nn import Product, elements_of
+from eqtp.models.acceleration.per_tensor import PerTensor
+from eqtp.models.acceleration.swap import Swap, inherits_forward
+from eqtp.so3.symmetric_coupling import SymmetricCoupling, project_coupling
+from eqtp.symmetric_problem import SymmetricContractionProblem
+
+__all__ = ["Contraction", "Convolution", "observe", "recognises", "swaps_for"]
+
+
+def recognises(model: nn.Module) -> bool:
+    """Whether there is anything of mace-torch inside a model."""
+    return any(type(module).__module__.startswith("mace.") for module in model.modules())
+
+
+def swaps_for(model: nn.Module, backend: Backend) -> Iterator[tuple[str, Swap | str]]:
+    """Names of modules with their swaps, or why there is none, in words."""
+    blocks = sys.modules["mace.modules.blocks"]
+    contractions = sys.modules["mace.modules.symmetric_contraction"]
+    for name, module in model.named_modules():
+        if isinstance(module, blocks.InteractionBlock):
+            yield f"{name}.conv_tp", _convolution(module, backend)
+        elif isinstance(module, contractions.SymmetricContraction):
+            yield name, _contraction(module, backend, contractions)
+        elif type(module).__module__.startswith(("cuequivariance", "openequivariance")):
+            yield name, f"{type(module).__qualname__} is accelerated by another library"
+
+
+def _convolution(block: Any, backend: Backend) -> Swap | str:
+    conv_tp = block.conv_tp
+    o3 = sys.modules["e3nn"].o3
+    if not isinstance(conv_tp, o3.TensorProduct) or not inherits_forward(conv_tp, o3.TensorProduct):
+        return f"{type(conv_tp).__qualname__} is not e3nn's tensor product"
+    try:
+        forward = type(block).forward
+        fused = (
+            "forward" not in block.__dict__
+            and forward.__module__ == "mace.modules.blocks"
+            and "conv_fusion" in forward.__code__.co_consts
+        )
+        swap = Convolution(conv_tp, block if fused else None, backend)
+    except NotImplementedError as error:
+        return str(error)
+    return swap if supports(swap.problem) else "its paths are not channelwise"
+
+
+class Convolution(Product):
+    """A block's `conv_tp`: product of sender and harmonics, summed at the receivers."""
+
+    kind: ClassVar[str] = "convolution"
+
+    def __init__(self, module: Any, block: Any, backend: Backend) -> None:
+        super().__init__(module, backend)
+        self.block = block
+
+    def __call__(
+        self, x: Tensor, y: Tensor, weight: Any = None, edge_index: Tensor | None = None
+    ) -> Tensor:
+        """Sums at nodes [N, dim] with edge_index [2, E], otherwise the product row by row."""
+        if edge_index is None:
+            return super().__call__(x, y, weight)
+        return channelwise_tensor_product(
+            x,
+            y,
+            self.weights(weight),
+            self.problem,
+            graph=graph_of(edge_index, len(x)),
+            backend=self.backend,
+        )
+
+    def definition(self, *args: Any) -> Tensor:
+        """Gather, product, and sum."""
+        if len(args) == 3:
+            return super().definition(*args)
+        x, y, weight, (sender, receiver) = args
+        messages = super().definition(x[sender], y, weight)
+        return messages.new_zeros(len(x), messages.shape[1]).index_add(0, receiver, messages)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Seven edges between four nodes."""
+        x, y, weight = super().arguments()
+        return x[:4], y, weight, torch.randint(4, (2, len(y)))
+
+    def install(self) -> None:
+        """Also tells the block to hand over nodes and edges, where it is one that can."""
+        super().install()
+        if self.block is not None:
+            self.block.__dict__["conv_fusion"] = True
+
+    def remove(self) -> None:
+        """The block gathers and sums itself again."""
+        super().remove()
+        if self.block is not None:
+            del self.block.__dict__["conv_fusion"]
+
+
+def _graph(edge_index: Tensor, num_nodes: int) -> Graph:
+    return Graph(edge_index[0], edge_index[1], num_nodes)
+
+
+graph_of = PerTensor("graph", _graph)
+"""The graph of edge_index [2, E], senders first, on so many nodes."""
+
+
+def _contraction(module: Any, backend: Backend, contractions: Any) -> Swap | str:
+    own = (module, *module.contractions)
+    classes = (contractions.SymmetricContraction, contractions.Contraction)
+    if not all(inherits_forward(part, *classes) for part in own):
+        return f"{type(module).__qualname__} has a forward of its own"
+    try:
+        return Contraction(module, backend)
+    except (NotImplementedError, ValueError) as error:
+        return str(error)
+
+
+class Contraction(Swap):
+    """`symmetric_contractions`: powers of the messages with weights for every element.
+
+    The couplings U of the module are written in eqtp's orthonormal basis, once; its parameters stay
+    the weights, and gradients reach them through that change of basis.
+    """
+
+    kind: ClassVar[str] = "symmetric contraction"
+
+    def __init__(self, module: Any, backend: Backend) -> None:
+        super().__init__(module)
+        self.backend: Backend = backend
+        first = module.contractions[0]
+        self.problem = SymmetricContractionProblem.from_irreps(
+            str(module.irreps_in), str(module.irreps_out), int(first.correlation)
+        )
+        if len({int(part.correlation) for part in module.contractions}) > 1:
+            raise NotImplementedError("its correlation differs between irreps")
+        couplings = iter(self.problem.couplings())
+        self.projection = torch.block_diag(
+            *(
+                _projection(getattr(part, f"U_matrix_{degree}"), next(couplings)[1])
+                for part in module.contractions
+                for degree in range(1, self.problem.correlation + 1)
+            )
+        )
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contraction of x [N, channels, components] with one-hot elements y."""
+        elements = None if y.requires_grad else elements_of(y)
+        if elements is None:
+            result: Tensor = self.original(x, y)
+            return result
+        weight = torch.cat(
+            [
+                weight.index_select(0, elements.present)
+                for part in self.module.contractions
+                for weight in (*reversed(part.weights), part.weights_max)
+            ],
+            dim=1,
+        )
+        channels, components = x.shape[1:]
+        out = symmetric_contraction(
+            x.transpose(1, 2).reshape(len(x), components * channels),
+            self.projection.to(weight).T @ weight,
+            elements.position,
+            self.problem,
+            layout="ir_mul",
+            backend=self.backend,
+        )
+        return to_layout(out, self.problem.irreps_out, "ir_mul", "mul_ir")
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Three nodes of random elements."""
+        num_elements = self.module.contractions[0].weights_max.shape[0]
+        element = nn.functional.one_hot(torch.randint(num_elements, (3,)), num_elements)
+        x = torch.randn(3, self.problem.num_channels, self.problem.dim_in)
+        return x, element.to(x)
+
+
+def _projection(u: Tensor, coupling: SymmetricCoupling) -> Tensor:
+    """A module's couplings in eqtp's basis, [paths of the module, paths of the basis]."""
+    projection: Tensor = project_coupling(u.detach().cpu(), coupling)
+    return projection
+
+
+def structures(model: Any) -> Iterator[Any]:
+    """Random structures of the model's elements, as Atoms: a cluster and two crystals."""
+    from ase import Atoms
+
+    numbers = [int(z) for z in model.atomic_numbers]
+    generator = torch.Generator().manual_seed(0)
+    for num_atoms, edge in ((5, None), (4, 3.6), (6, 4.3)):
+        grid = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3) * 1.7
+        sites = grid[torch.randperm(8, generator=generator)[:num_atoms]]
+        noise = 0.4 * torch.rand(num_atoms, 3, generator=generator, dtype=torch.float64)
+        chosen = torch.randint(len(numbers), (num_atoms,), generator=generator)
+        atoms = Atoms([numbers[i] for i in chosen], positions=(sites + noise).numpy())
+        if edge is not None:
+            atoms.set_cell([[edge, 0, 0], [0.2, edge, 0], [-0.1, 0.3, edge]])
+            atoms.pbc = True
+        yield atoms
+
+
+def batch(model: Any, atoms: Any) -> dict[str, Tensor]:
+    """The input of mace-torch's models for a structure, in the default dtype."""
+    from eqtp.models.training.data import from_ase
+
+    dtype = torch.get_default_dtype()
+    device = next(model.parameters()).device
+    data = from_ase(atoms, float(model.r_max), dtype=torch.float64)
+    cell = data.cell.reshape(3, 3)
+    periodic = bool(torch.linalg.det(cell).abs() > 0)
+    inverse = torch.linalg.inv(cell) if periodic else torch.zeros_like(cell)
+    numbers = torch.as_tensor(model.atomic_numbers).cpu()
+    result = {
+        "positions": data.positions.to(dtype),
+        "node_attrs": (data.atomic_numbers[:, None] == numbers).to(dtype),
+        "edge_index": torch.stack([data.edge_src, data.edge_dst]),
+        "shifts": data.edge_shift.to(dtype),
+        "unit_shifts": (data.edge_shift @ inverse).round().to(dtype),
+        "cell": cell.to(dtype),
+        "batch": torch.zeros(len(data.positions), dtype=torch.long),
+        "ptr": torch.tensor([0, len(data.positions)]),
+        "head": torch.zeros(1, dtype=torch.long),
+    }
+    return {name: value.to(device) for name, value in result.items()}
+
+
+def observe(model: Any) -> list[dict[str, Tensor]] | None:
+    """Energies, forces and stress of random structures, by name; None where they need more input.
+
+    Energies are those of the interaction where the model tells them apart: the isolated atoms' are
+    larger by orders of magnitude, and no swap has a part in them.
+    """
+    if getattr(model, "embedding_specs", None) or not hasattr(model, "atomic_energies_fn"):
+        return None
+    results = []
+    for atoms in structures(model):
+        output = model(batch(model, atoms), compute_stress=bool(atoms.pbc.any()))
+        energy = output.get("interaction_energy", output["energy"])
+        found = {"energy": energy, "forces": output["forces"], "stress": output["stress"]}
+        results.append({k: v.detach() for k, v in found.items() if v is not None})
+    return results
