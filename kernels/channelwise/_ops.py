@@ -27,7 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -35,20 +36,25 @@ import torch
 from torch import Tensor
 
 from eqtp.autograd import wanted_gradients
-from eqtp.kernels.channelwise import _cpu, _torch
+from eqtp.kernels.channelwise import _triton_edges  # noqa: F401  makes itself known
 from eqtp.kernels.codegen.edges import graph_of
 from eqtp.operators import below_autograd, one_by_one, register
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["product", "takes_radial"]
 
-_KERNELS: dict[str, ModuleType] = {"cpu": _cpu, "torch": _torch}
 _NUM_SLOTS = 4  # x, y, w or h, m; the last two may be None
+
+
+@cache
+def _kernel(backend: str) -> ModuleType:
+    """The module of a backend, imported when first needed."""
+    return import_module(f"eqtp.kernels.channelwise._{backend}")
 
 
 def takes_radial(backend: str) -> bool:
     """Whether a backend's kernels take weights as h m."""
-    return backend in _KERNELS and hasattr(_KERNELS[backend], "radial_forward")
+    return backend != "reference" and hasattr(_kernel(backend), "radial_forward")
 
 
 @lru_cache(maxsize=1024)
@@ -217,7 +223,7 @@ def _compute(
     problem: str,
     backend: str,
 ) -> Tensor:
-    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), num_dst, backend)
+    kernel, graph = _kernel(backend), graph_of(edges, len(x), num_dst, backend)
     where = TensorProductProblem.of_text(problem), graph
     slots = _contiguous(x, y, w, m)
     out: Tensor = (
@@ -237,7 +243,7 @@ def _compute_backward(
     backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), len(g), backend)
+    kernel, graph = _kernel(backend), graph_of(edges, len(x), len(g), backend)
     where = TensorProductProblem.of_text(problem), graph
     operands = _contiguous(g, x, y, w, m)
     grads = (
@@ -263,7 +269,7 @@ def _compute_double_backward(
     backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    kernel, graph = _KERNELS[backend], graph_of(edges, len(x), len(g), backend)
+    kernel, graph = _kernel(backend), graph_of(edges, len(x), len(g), backend)
     where = TensorProductProblem.of_text(problem), graph
     v, operands = _contiguous(v_x, v_y, v_w, v_m), _contiguous(g, x, y, w, m)
     grads = (

@@ -17,7 +17,7 @@ from eqtp.graph import Graph
 from eqtp.kernels.channelwise._triton_source import End
 from eqtp.kernels.channelwise.config import TRITON_PIECE_EDGES
 
-__all__ = ["Items", "items_of"]
+__all__ = ["Items", "items_of", "keep_items"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,8 @@ def items_of(graph: Graph, end: End) -> Items:
             order = graph.sender_order
             made[end] = Items.of_edges(graph.sender_pointers, graph.sorted_dst[order], edge[order])
     return made[end]
+
+
+def keep_items(graph: Graph, end: End, items: Items) -> None:
+    """What `items_of` is to return."""
+    _ITEMS.setdefault(graph, {})[end] = items

@@ -142,4 +142,9 @@ def why_not(backend: str, problem: TensorProductProblem, dtype: torch.dtype) -> 
     """Why a backend cannot run a channelwise product; None where it can."""
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
-    return why_unavailable(backend)
+    obstacle = why_unavailable(backend)
+    if backend == "triton" and obstacle is None:
+        from eqtp.kernels.channelwise import _triton  # only where it is going to be used
+
+        obstacle = _triton.why_unsupported(problem, dtype)
+    return obstacle

@@ -7,7 +7,8 @@ neither on what the edges are nor on how many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from eqtp.graph import EdgeOrder, Graph, SenderSums
 from eqtp.operators import register
 
-__all__ = ["chunk_edges", "edges_of", "graph_of"]
+__all__ = ["DERIVED", "Derived", "chunk_edges", "edges_of", "graph_of"]
 
 
 def chunk_edges(num_edges: int) -> int:
@@ -46,22 +47,55 @@ def graph_of(edges: Sequence[Tensor], num_src: int, num_dst: int, backend: str) 
     """The graph whose `edges_of` these are."""
     if not edges:
         return None
-    graph = Graph.of_checked(edges[0], edges[1], num_src, num_dst)
-    if backend == "cpu":
-        receiver, sender, edge, row, rows, pointers = edges[2:]
-        graph.by_receiver = EdgeOrder(receiver, sender, edge)
-        sums = SenderSums(row, rows[: int(pointers[-1])], pointers)
-        graph.keep_sender_sums(chunk_edges(len(row)), sums)
+    src, dst, *made = edges
+    graph = Graph.of_checked(src, dst, num_src, num_dst)
+    if backend in DERIVED:
+        DERIVED[backend].restore(graph, made)
     return graph
 
 
-def _make(graph: Graph, backend: str) -> list[Tensor]:
-    if backend != "cpu":
-        return [graph.edge_src, graph.edge_dst]
+@dataclass(frozen=True)
+class Derived:
+    """What a backend's kernels read of a graph besides its edges.
+
+    Attributes:
+        make: The tensors of a graph.
+        shapes: Their shapes and dtypes, for the edges' dtype, E, num_src and num_dst.
+        restore: Hands the tensors to a graph, which then need not make them.
+    """
+
+    make: Callable[[Graph], list[Tensor]]
+    shapes: Callable[[torch.dtype, int, int, int], list[tuple[int, torch.dtype]]]
+    restore: Callable[[Graph, list[Tensor]], None]
+
+
+def _make_orders(graph: Graph) -> list[Tensor]:
     row, rows, pointers = graph.sender_sums(chunk_edges(graph.num_edges))
     padded = row.new_zeros(graph.num_edges)  # at most one row per edge
     padded[: len(rows)] = rows
-    return [graph.edge_src, graph.edge_dst, *graph.by_receiver, row, padded, pointers]
+    return [*graph.by_receiver, row, padded, pointers]
+
+
+def _shapes_of_orders(
+    dtype: torch.dtype, num_edges: int, num_src: int, num_dst: int
+) -> list[tuple[int, torch.dtype]]:
+    return [*[(num_edges, torch.int64)] * 5, (num_src + 1, torch.int64)]
+
+
+def _restore_orders(graph: Graph, made: list[Tensor]) -> None:
+    receiver, sender, edge, row, rows, pointers = made
+    graph.by_receiver = EdgeOrder(receiver, sender, edge)
+    sums = SenderSums(row, rows[: int(pointers[-1])], pointers)
+    graph.keep_sender_sums(chunk_edges(len(row)), sums)
+
+
+DERIVED = {"cpu": Derived(_make_orders, _shapes_of_orders, _restore_orders)}
+"""By backend; backends that are not here read the edges as they are."""
+
+
+def _make(graph: Graph, backend: str) -> list[Tensor]:
+    made = DERIVED[backend].make(graph) if backend in DERIVED else []
+    return [graph.edge_src, graph.edge_dst, *made]
 
 
 def _compute(
@@ -76,11 +110,12 @@ def _compute(
 def _fake(
     edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int, backend: str
 ) -> list[Tensor]:
-    given = [torch.empty_like(edge_src), torch.empty_like(edge_dst)]
-    if backend != "cpu":
-        return given
-    made = [edge_src.new_empty(edge_src.shape, dtype=torch.int64) for _ in range(5)]
-    return [*given, *made, edge_src.new_empty(num_src + 1, dtype=torch.int64)]
+    shapes: list[tuple[int, torch.dtype]] = []
+    if backend in DERIVED:
+        sizes = edge_src.shape[0], num_src, num_dst
+        shapes = DERIVED[backend].shapes(edge_src.dtype, *sizes)
+    made = [edge_src.new_empty(size, dtype=dtype) for size, dtype in shapes]
+    return [torch.empty_like(edge_src), torch.empty_like(edge_dst), *made]
 
 
 register(

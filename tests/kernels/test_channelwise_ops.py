@@ -14,8 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _cpu, _ops, channelwise_tensor_product
+from eqtp.kernels.channelwise._triton_items import items_of
 from eqtp.kernels.channelwise.config import cpu_chunk_edges
-from eqtp.kernels.codegen.edges import chunk_edges, edges_of
+from eqtp.kernels.codegen.edges import chunk_edges, edges_of, graph_of
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.kernels.tensor_product.config import cpu_chunk_rows
 from eqtp.nn.tensor_product import TensorProduct
@@ -127,9 +128,30 @@ def test_opcheck(form: str, backend: Backend) -> None:
 
 def test_opcheck_of_edges() -> None:
     graph = make_graph()
-    for backend in BACKENDS:
+    for backend in (*BACKENDS, "triton"):
         arguments = (graph.edge_src, graph.edge_dst, NUM_NODES, NUM_NODES, backend)
         torch.library.opcheck(torch.ops.eqtp.edges.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("num_edges", [0, 10, 2000])
+def test_a_graph_survives_its_tensors(num_edges: int, dtype: torch.dtype) -> None:
+    src, dst = torch.randint(NUM_NODES, (2, num_edges), dtype=dtype)
+    graph = Graph(src, dst, NUM_NODES + 1, NUM_NODES)
+    size, chunk = (graph.num_src, graph.num_dst), chunk_edges(num_edges)
+    copies = {name: graph_of(edges_of(graph, name), *size, name) for name in ("cpu", "triton")}
+    cpu, triton = copies["cpu"], copies["triton"]
+    assert cpu is not None
+    assert triton is not None
+    assert set(vars(cpu)) >= {"by_receiver"}
+    pairs = [*zip(graph.by_receiver, cpu.by_receiver, strict=True)]
+    pairs += zip(graph.sender_sums(chunk), cpu.sender_sums(chunk), strict=True)
+    for end in ("receiver", "sender"):
+        items, same = items_of(graph, end), items_of(triton, end)
+        assert same.number == items.number
+        assert (same.pointers is None) == (items.pointers is None)
+        pairs += [(t, same.tensors[name]) for name, t in items.tensors.items()]
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_problem_survives_its_text() -> None:
