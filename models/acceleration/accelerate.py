@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eqtp.backend import Backend
-from eqtp.models.acceleration import e3nn, mace
+from eqtp.models.acceleration import e3nn, mace, nequip
 from eqtp.models.acceleration.check import check_models, check_modules
 from eqtp.models.acceleration.report import Report
 from eqtp.models.acceleration.swap import Swap, swaps_in
@@ -57,7 +57,7 @@ def accelerate(model: nn.Module, backend: Backend = "auto", check: bool = True) 
         return Report(kinds, left)
     try:
         modules = check_modules(model)
-        differences = check_models(model, mace.observe) if mace.recognises(model) else {}
+        differences = check_models(model, (mace.observe, nequip.observe))
     except BaseException:
         restore(model)
         raise
@@ -101,12 +101,14 @@ def accelerated(
 def _plan(model: nn.Module, backend: Backend) -> tuple[dict[str, Swap], dict[str, str]]:
     """The swaps by module name, and why the other known modules have none."""
     found: dict[str, Swap | str] = {}
-    if mace.recognises(model):
-        found.update(mace.swaps_for(model, backend))
+    for host in (mace, nequip):
+        found.update(host.swaps_for(model, backend))
+    claimed = tuple(f"{name}." for name, swap in found.items() if isinstance(swap, Swap))
     for name, module in model.named_modules():
-        if name not in found:
-            swap = e3nn.swap_for(module, backend)
-            if swap is not None:
-                found[name] = swap
+        if name in found or name.startswith(claimed):
+            continue
+        swap = e3nn.swap_for(module, backend)
+        if swap is not None:
+            found[name] = swap
     swaps = {name: swap for name, swap in found.items() if isinstance(swap, Swap)}
     return swaps, {name: reason for name, reason in found.items() if isinstance(reason, str)}

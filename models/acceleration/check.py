@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -20,6 +20,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 or factor of one path changes results by 1e-2 or more."""
 
 Observe = Callable[[nn.Module], "list[dict[str, Tensor]] | None"]
+"""Energies, forces and stress of random structures; None for models that it does not know."""
 
 
 def check_modules(model: nn.Module) -> dict[str, float]:
@@ -68,8 +69,12 @@ def _values_and_gradients(swap: Swap, function: Callable[..., Tensor]) -> list[T
     return [out.detach(), *gradients]
 
 
-def check_models(model: nn.Module, observe: Observe) -> dict[str, float]:
+def check_models(model: nn.Module, observers: Sequence[Observe]) -> dict[str, float]:
     """Energies, forces and stress with the swaps and without, in float64 and the model's dtype.
+
+    Args:
+        model: The accelerated model.
+        observers: Of every library; the first that knows the model is asked.
 
     Returns:
         The largest relative difference of every quantity and dtype; empty where the model's input
@@ -80,6 +85,10 @@ def check_models(model: nn.Module, observe: Observe) -> dict[str, float]:
     """
     copy = deepcopy(model).eval()
     found: dict[str, float] = {}
+
+    def observe(model: nn.Module) -> list[dict[str, Tensor]]:
+        return next((seen for o in observers if (seen := o(model)) is not None), [])
+
     own = _dtype(model)
     for dtype in dict.fromkeys((own, torch.float64)):
         tolerance = max(TOLERANCES[dtype], _tolerance(model))
@@ -98,15 +107,15 @@ def check_models(model: nn.Module, observe: Observe) -> dict[str, float]:
     return found
 
 
-def _differences(model: nn.Module, observe: Observe, dtype: torch.dtype) -> dict[str, float]:
+def _differences(
+    model: nn.Module, observe: Callable[[nn.Module], list[dict[str, Tensor]]], dtype: torch.dtype
+) -> dict[str, float]:
     """Differences of a model with its swaps to itself without them."""
     swaps = [swap for _, swap in swaps_in(model)]
     with _default_dtype(dtype), torch.enable_grad():
         found = observe(model)
         with _removed(swaps):
             expected = observe(model)
-    if found is None or expected is None:
-        return {}
     result: dict[str, float] = {}
     for mine, theirs in zip(found, expected, strict=True):
         for key, value in theirs.items():
@@ -114,7 +123,9 @@ def _differences(model: nn.Module, observe: Observe, dtype: torch.dtype) -> dict
     return result
 
 
-def _culprit(model: nn.Module, observe: Observe, dtype: torch.dtype) -> str:
+def _culprit(
+    model: nn.Module, observe: Callable[[nn.Module], list[dict[str, Tensor]]], dtype: torch.dtype
+) -> str:
     """The module whose swap alone makes the largest difference."""
     names = dict(swaps_in(model))
     blame = {}

@@ -7,9 +7,10 @@ none from the installed e3nn; a path whose symbol has the other sign gets the ot
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from eqtp.kernels.linear.op import LinearPath, LinearProblem
 from eqtp.kernels.spherical_harmonics.op import spherical_harmonics
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import to_layout
-from eqtp.models.acceleration.per_tensor import PerTensor
+from eqtp.models.acceleration.kept import elements_of
 from eqtp.models.acceleration.swap import Swap, inherits_forward
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
@@ -33,7 +34,6 @@ __all__ = [
     "Harmonics",
     "LinearMap",
     "Product",
-    "elements_of",
     "product_problem",
     "swap_for",
 ]
@@ -68,6 +68,8 @@ class Product(Swap):
     def __init__(self, module: Any, backend: Backend) -> None:
         super().__init__(module)
         self.problem = product_problem(module)
+        if not self.problem.paths:
+            raise NotImplementedError("it has no paths")
         self.backend: Backend = backend
 
     def __call__(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
@@ -76,12 +78,13 @@ class Product(Swap):
         batch = torch.broadcast_shapes(
             x.shape[:-1], y.shape[:-1], *([weight.shape[:-1]] if weight is not None else [])
         )
+        rows = math.prod(batch)
         if weight is not None and weight.ndim > 1:
-            weight = weight.expand(*batch, -1).reshape(-1, weight.shape[-1])
+            weight = weight.expand(*batch, -1).reshape(rows, weight.shape[-1])
         product = channelwise_tensor_product if supports(self.problem) else tensor_product
         out: Tensor = product(
-            x.expand(*batch, -1).reshape(-1, x.shape[-1]),
-            y.expand(*batch, -1).reshape(-1, y.shape[-1]),
+            x.expand(*batch, -1).reshape(rows, x.shape[-1]),
+            y.expand(*batch, -1).reshape(rows, y.shape[-1]),
             weight,
             self.problem,
             backend=self.backend,
@@ -99,7 +102,9 @@ class Product(Swap):
         x, y = torch.randn(rows, problem.irreps_in1.dim), torch.randn(rows, problem.irreps_in2.dim)
         if self.module.internal_weights or problem.weight_numel == 0:
             return x, y
-        shape = (problem.weight_numel,) if self.module.shared_weights else (rows, problem.weight_numel)
+        shape = (
+            (problem.weight_numel,) if self.module.shared_weights else (rows, problem.weight_numel)
+        )
         return x, y, torch.randn(shape)
 
 
@@ -150,32 +155,6 @@ def _signs(module: nn.Module) -> Any:
         return 1.0 if overlap > 0 else -1.0
 
     return sign
-
-
-class Elements(NamedTuple):
-    """What one-hot rows say.
-
-    Attributes:
-        index: The element of every row.
-        present: The elements that there are, ascending.
-        position: Where every row's element is in `present`.
-    """
-
-    index: Tensor
-    present: Tensor
-    position: Tensor
-
-
-def _elements(one_hot: Tensor) -> Elements | None:
-    index = one_hot.argmax(dim=-1)
-    ones = one_hot.gather(-1, index[:, None])
-    if not bool(ones.eq(1).all() & (one_hot.count_nonzero() == len(one_hot))):
-        return None
-    return Elements(index, *index.unique(return_inverse=True))
-
-
-elements_of = PerTensor("elements", _elements)
-"""The elements of one-hot rows [N, num_elements]; None where they are not one-hot."""
 
 
 class ElementProduct(Swap):
@@ -269,6 +248,8 @@ class LinearMap(Swap):
             Irreps(str(module.irreps_out)),
         )
         self.problem, self.biases = _linear_problem(self, module.instructions)
+        if not self.problem.paths:
+            raise NotImplementedError("it has no paths")
 
     def __call__(
         self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None

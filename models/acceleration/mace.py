@@ -16,29 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
-from eqtp.graph import Graph
 from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise import channelwise_tensor_product, supports
 from eqtp.kernels.symmetric_contraction import symmetric_contraction
 from eqtp.layout import to_layout
-from eqtp.models.acceleration.e3nn import Product, elements_of
-from eqtp.models.acceleration.per_tensor import PerTensor
+from eqtp.models.acceleration.e3nn import Product
+from eqtp.models.acceleration.kept import elements_of, graph_of
+from eqtp.models.acceleration.structures import random_structures
 from eqtp.models.acceleration.swap import Swap, inherits_forward
 from eqtp.so3.symmetric_coupling import SymmetricCoupling, project_coupling
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["Contraction", "Convolution", "observe", "recognises", "swaps_for"]
-
-
-def recognises(model: nn.Module) -> bool:
-    """Whether there is anything of mace-torch inside a model."""
-    return any(type(module).__module__.startswith("mace.") for module in model.modules())
+__all__ = ["Contraction", "Convolution", "observe", "swaps_for"]
 
 
 def swaps_for(model: nn.Module, backend: Backend) -> Iterator[tuple[str, Swap | str]]:
     """Names of modules with their swaps, or why there is none, in words."""
-    blocks = sys.modules["mace.modules.blocks"]
-    contractions = sys.modules["mace.modules.symmetric_contraction"]
+    blocks = sys.modules.get("mace.modules.blocks")
+    contractions = sys.modules.get("mace.modules.symmetric_contraction")
+    if blocks is None or contractions is None:
+        return
     for name, module in model.named_modules():
         if isinstance(module, blocks.InteractionBlock):
             yield f"{name}.conv_tp", _convolution(module, backend)
@@ -86,7 +83,7 @@ class Convolution(Product):
             y,
             self.weights(weight),
             self.problem,
-            graph=graph_of(edge_index, len(x)),
+            graph=graph_of(edge_index[0], edge_index[1], len(x)),
             backend=self.backend,
         )
 
@@ -114,14 +111,6 @@ class Convolution(Product):
         super().remove()
         if self.block is not None:
             del self.block.__dict__["conv_fusion"]
-
-
-def _graph(edge_index: Tensor, num_nodes: int) -> Graph:
-    return Graph(edge_index[0], edge_index[1], num_nodes)
-
-
-graph_of = PerTensor("graph", _graph)
-"""The graph of edge_index [2, E], senders first, on so many nodes."""
 
 
 def _contraction(module: Any, backend: Backend, contractions: Any) -> Swap | str:
@@ -201,25 +190,7 @@ def _projection(u: Tensor, coupling: SymmetricCoupling) -> Tensor:
     return projection
 
 
-def structures(model: Any) -> Iterator[Any]:
-    """Random structures of the model's elements, as Atoms: a cluster and two crystals."""
-    from ase import Atoms
-
-    numbers = [int(z) for z in model.atomic_numbers]
-    generator = torch.Generator().manual_seed(0)
-    for num_atoms, edge in ((5, None), (4, 3.6), (6, 4.3)):
-        grid = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3) * 1.7
-        sites = grid[torch.randperm(8, generator=generator)[:num_atoms]]
-        noise = 0.4 * torch.rand(num_atoms, 3, generator=generator, dtype=torch.float64)
-        chosen = torch.randint(len(numbers), (num_atoms,), generator=generator)
-        atoms = Atoms([numbers[i] for i in chosen], positions=(sites + noise).numpy())
-        if edge is not None:
-            atoms.set_cell([[edge, 0, 0], [0.2, edge, 0], [-0.1, 0.3, edge]])
-            atoms.pbc = True
-        yield atoms
-
-
-def batch(model: Any, atoms: Any) -> dict[str, Tensor]:
+def _batch(model: Any, atoms: Any) -> dict[str, Tensor]:
     """The input of mace-torch's models for a structure, in the default dtype."""
     from eqtp.models.training.data import from_ase
 
@@ -245,16 +216,21 @@ def batch(model: Any, atoms: Any) -> dict[str, Tensor]:
 
 
 def observe(model: Any) -> list[dict[str, Tensor]] | None:
-    """Energies, forces and stress of random structures, by name; None where they need more input.
+    """Energies, forces and stress of random structures, by name.
+
+    None for a model of another library, and for one that needs more input than a structure.
 
     Energies are those of the interaction where the model tells them apart: the isolated atoms' are
     larger by orders of magnitude, and no swap has a part in them.
     """
-    if getattr(model, "embedding_specs", None) or not hasattr(model, "atomic_energies_fn"):
+    models = sys.modules.get("mace.modules.models")
+    if models is None or not isinstance(model, models.MACE):
+        return None
+    if getattr(model, "embedding_specs", None):
         return None
     results = []
-    for atoms in structures(model):
-        output = model(batch(model, atoms), compute_stress=bool(atoms.pbc.any()))
+    for atoms in random_structures([int(z) for z in model.atomic_numbers]):
+        output = model(_batch(model, atoms), compute_stress=bool(atoms.pbc.any()))
         energy = output.get("interaction_energy", output["energy"])
         found = {"energy": energy, "forces": output["forces"], "stress": output["stress"]}
         results.append({k: v.detach() for k, v in found.items() if v is not None})
