@@ -15,20 +15,36 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from eqtp.kernels.channelwise._triton import Pass
 from eqtp.kernels.channelwise._triton_source import FUNCTION, LIKE, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.spherical_harmonics import _triton as harmonics
+from eqtp.kernels.symmetric_contraction import _triton as contraction
+from eqtp.kernels.symmetric_contraction._triton_source import FUNCTION as CONTRACTION_FUNCTION
 from eqtp.nn import ChannelwiseTensorProduct
 from eqtp.problem import TensorProductProblem
+from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["PASSES", "PROBLEMS", "TARGETS", "Usage", "compile_pass", "make_pass"]
+__all__ = [
+    "CONTRACTIONS",
+    "CONTRACTION_PASSES",
+    "HARMONICS",
+    "PASSES",
+    "PROBLEMS",
+    "TARGETS",
+    "Usage",
+    "compile_contraction",
+    "compile_harmonics",
+    "compile_pass",
+    "make_pass",
+]
 
 PROBLEMS = {
     "mace-medium": ("128x0e+128x1o", "0e+1o+2e+3o", "128x0e+128x1o+128x2e"),
@@ -78,8 +94,42 @@ PASSES: dict[str, tuple[End, tuple[str, ...], tuple[str, ...]]] = {
 }
 """End, operands and results of the passes that training needs."""
 
+CONTRACTIONS = {
+    "contraction-0e": ("32x0e+32x1o+32x2e+32x3o", "32x0e", 3),
+    "contraction-0e-1o": ("32x0e+32x1o+32x2e+32x3o", "32x0e+32x1o", 3),
+    "contraction-0e-1o-2e": ("128x0e+128x1o+128x2e+128x3o", "128x0e+128x1o+128x2e", 3),
+}
+"""irreps_in, irreps_out and correlation of the symmetric contractions of MACE models."""
+
+CONTRACTION_PASSES: dict[str, tuple[tuple[str, ...], bool]] = {
+    "forward": (("out",), False),
+    "gradient x": (("grad_x",), False),
+    "gradient w": (("grad_weight",), False),
+    "second x g": (("out", "grad_x"), True),
+    "second w": (("grad_weight",), True),
+}
+"""Results, and whether they are derivatives in a direction, of the passes that training needs."""
+
+HARMONICS = {"harmonics-3": 3, "harmonics-11": 11}
+"""Highest degrees."""
+
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 """Backend, architecture and threads of a warp."""
+
+REALS = {torch.float32: "*fp32", torch.float64: "*fp64"}
+"""Triton's types of pointers."""
+
+
+class Launch(Protocol):
+    """Of a family's launch choices, what the compiler is told."""
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program."""
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of Triton's software pipeline."""
 
 
 @dataclass(frozen=True)
@@ -115,41 +165,65 @@ def make_pass(
 def compile_pass(plan: Pass, target: str) -> Iterator[tuple[Kernel, Usage]]:
     """Compiles the kernels of a pass, one after the other."""
     for kernel in plan.kernels:
-        start = _cpu_seconds()
-        compiled = _compile(plan, kernel, target)
-        seconds = _cpu_seconds() - start
-        if target.startswith("sm_"):
-            yield kernel, _read_cubin(compiled.asm["cubin"], seconds)
-        else:
-            yield kernel, _read_amdgcn(compiled.asm["amdgcn"], seconds)
+        types = {
+            name: REALS[plan.arithmetic] if name in LIKE else "*i64" for name in kernel.arguments
+        }
+        types["num_items"] = "i32"
+        yield kernel, compile_source(kernel.source, FUNCTION, types, plan.launch, target)
+
+
+def compile_contraction(
+    name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
+) -> Iterator[Usage]:
+    """Compiles the kernels of a pass of a symmetric contraction."""
+    problem = SymmetricContractionProblem.from_irreps(*CONTRACTIONS[name])
+    results, dual = CONTRACTION_PASSES[pass_name]
+    plan = contraction.Pass(problem, results, dual, dtype, TARGETS[target][2])
+    indices = ("element", "node", "item_start", "item_stop")
+    for kernel in plan.kernels:
+        types = {name: "*i64" if name in indices else REALS[dtype] for name in kernel.arguments}
+        yield compile_source(kernel.source, CONTRACTION_FUNCTION, types, plan.launch, target)
+
+
+def compile_harmonics(
+    name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
+) -> Iterator[Usage]:
+    """Compiles the kernels of a pass of the spherical harmonics, of normalised vectors."""
+    (what,) = (what for what in harmonics.ARGUMENTS if what == pass_name)
+    types = {**dict.fromkeys(harmonics.ARGUMENTS[what], REALS[dtype]), "num": "i32"}
+    for source in harmonics.sources(what, HARMONICS[name], "component", True, dtype):
+        yield compile_source(source, harmonics.FUNCTION, types, harmonics.LAUNCH, target)
+
+
+def compile_source(
+    source: str, name: str, types: Mapping[str, str], launch: Launch, target: str
+) -> Usage:
+    """Compiles the function `name` of a source; `types` are those of its arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = (i for i, kind in enumerate(types.values()) if kind.startswith("*"))
+    aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    start = _cpu_seconds()
+    compiled = triton.compile(
+        ASTSource(load_function(source, name), dict(types), {}, aligned),
+        target=GPUTarget(*TARGETS[target]),
+        options={
+            "num_warps": launch.num_warps,
+            "num_stages": launch.num_stages,
+            "enable_fp_fusion": True,
+        },
+    )
+    seconds = _cpu_seconds() - start
+    if target.startswith("sm_"):
+        return _read_cubin(compiled.asm["cubin"], seconds)
+    return _read_amdgcn(compiled.asm["amdgcn"], seconds)
 
 
 def _cpu_seconds() -> float:
     """CPU time of this process and of the assemblers that it has started."""
     return sum(os.times()[:4])
-
-
-def _compile(plan: Pass, kernel: Kernel, target: str) -> Any:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    real = {"tl.float32": "*fp32", "tl.float64": "*fp64"}[kernel.real]
-    types = {name: real if name in LIKE else "*i64" for name in kernel.arguments}
-    types["num_items"] = "i32"
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name != "num_items"
-    }
-    function = load_function(kernel.source, FUNCTION)
-    return triton.compile(
-        ASTSource(function, types, {}, aligned),
-        target=GPUTarget(*TARGETS[target]),
-        options={
-            "num_warps": plan.launch.num_warps,
-            "num_stages": plan.launch.num_stages,
-            "enable_fp_fusion": True,
-        },
-    )
 
 
 def _read_cubin(cubin: bytes, seconds: float) -> Usage:
@@ -176,10 +250,26 @@ def _read_amdgcn(text: str, seconds: float) -> Usage:
     return Usage(total("vgpr_count"), total("vgpr_spill_count", "sgpr_spill_count"), 0, seconds)
 
 
+def _usages(name: str, dtype: torch.dtype, target: str, pass_name: str) -> list[Usage]:
+    """What the kernels of a pass use."""
+    if name in CONTRACTIONS:
+        return [*compile_contraction(name, pass_name, target, dtype)]
+    if name in HARMONICS:
+        return [*compile_harmonics(name, pass_name, target, dtype)]
+    plan = make_pass(problem(name), pass_name, target, dtype)
+    return [usage for _, usage in compile_pass(plan, target)]
+
+
+def _passes(name: str) -> Collection[str]:
+    """Names of the passes of a problem."""
+    if name in CONTRACTIONS:
+        return CONTRACTION_PASSES
+    return harmonics.ARGUMENTS if name in HARMONICS else PASSES
+
+
 def _row(name: str, dtype: str, target: str, pass_name: str) -> str:
     """A line of the table."""
-    plan = make_pass(problem(name), pass_name, target, getattr(torch, dtype))
-    usages = [usage for _, usage in compile_pass(plan, target)]
+    usages = _usages(name, getattr(torch, dtype), target, pass_name)
     cells = (
         *(name, dtype, target, pass_name, len(usages)),
         max(usage.registers for usage in usages),
@@ -194,18 +284,21 @@ def main() -> None:
     """Prints the table as Markdown, a line as soon as it is known."""
     import triton
 
+    names = [*PROBLEMS, *CONTRACTIONS, *HARMONICS]
+    passes = sorted({name for problem in names for name in _passes(problem)})
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="*", default=names, choices=names)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--passes", nargs="*", default=list(PASSES), choices=list(PASSES))
+    parser.add_argument("--passes", nargs="*", default=passes, choices=passes)
     parser.add_argument("--dtypes", nargs="*", default=["float32"], choices=["float32", "float64"])
     options = parser.parse_args()
     print(f"Triton {triton.__version__}; registers and stack: the largest of the kernels.\n")
     print("| problem | dtype | target | pass | kernels | registers | spills | stack, B | CPU, s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    choices = (options.problems, options.dtypes, options.targets, options.passes)
-    for choice in itertools.product(*choices):
-        print(_row(*choice), flush=True)
+    for name, dtype, target in itertools.product(options.problems, options.dtypes, options.targets):
+        for pass_name in _passes(name):
+            if pass_name in options.passes:
+                print(_row(name, dtype, target, pass_name), flush=True)
 
 
 if __name__ == "__main__":

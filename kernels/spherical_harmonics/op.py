@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from eqtp.autograd import as_own_nodes, wanted_gradients
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.spherical_harmonics import _cpu, _torch
+from eqtp.kernels.spherical_harmonics import _cpu, _torch, _triton
 from eqtp.so3.solid_harmonics import Normalization
 
 
@@ -63,8 +64,9 @@ def spherical_harmonics(
         )
     rows = vec.reshape(-1, 3)
     harmonics: Tensor
-    if _compiled_code_serves(vec):
-        harmonics = _Harmonics.apply(rows.contiguous(), lmax, normalization, normalize)  # type: ignore[no-untyped-call]
+    kernels = _compiled_kernels(lmax, vec)
+    if kernels is not None:
+        harmonics = _Harmonics.apply(rows.contiguous(), kernels, lmax, normalization, normalize)  # type: ignore[no-untyped-call]
     else:
         harmonics = _torch.spherical_harmonics(lmax, rows, normalization, normalize)
     return harmonics.view(*vec.shape[:-1], (lmax + 1) ** 2)
@@ -81,30 +83,37 @@ def check_options(lmax: int, normalization: str) -> None:
         )
 
 
-def _compiled_code_serves(vec: Tensor) -> bool:
-    return (
-        vec.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and why_unavailable("cpu") is None
-    )
+def _compiled_kernels(lmax: int, vec: Tensor) -> ModuleType | None:
+    """The compiled kernels that serve a call; None where plain torch does."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if vec.device.type == "cpu" and why_unavailable("cpu") is None:
+        return _cpu
+    if (
+        vec.device.type == "cuda"
+        and lmax <= _triton.MAX_DEGREE
+        and why_unavailable("triton") is None
+    ):
+        return _triton
+    return None
 
 
 class _Harmonics(torch.autograd.Function):
-    """The harmonics of rows in C++."""
+    """The harmonics of rows by compiled kernels."""
 
     @staticmethod
-    def forward(ctx: Any, vec: Tensor, *options: Any) -> Tensor:
-        ctx.options = options
+    def forward(ctx: Any, vec: Tensor, kernels: ModuleType, *options: Any) -> Tensor:
+        ctx.kernels, ctx.options = kernels, options
         ctx.save_for_backward(vec)
         lmax, *rest = options
-        return _cpu.forward(lmax, vec, *rest)
+        values: Tensor = kernels.forward(lmax, vec, *rest)
+        return values
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         (vec,) = ctx.saved_tensors
-        grad = _Gradient.apply(vec, g.contiguous(), *ctx.options)  # type: ignore[no-untyped-call]
-        return grad, None, None, None
+        grad = _Gradient.apply(vec, g.contiguous(), ctx.kernels, *ctx.options)  # type: ignore[no-untyped-call]
+        return grad, None, None, None, None
 
 
 class _Gradient(torch.autograd.Function):
@@ -115,11 +124,12 @@ class _Gradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, vec: Tensor, g: Tensor, *options: Any) -> Tensor:
-        ctx.options = options
+    def forward(ctx: Any, vec: Tensor, g: Tensor, kernels: ModuleType, *options: Any) -> Tensor:
+        ctx.kernels, ctx.options = kernels, options
         ctx.save_for_backward(vec, g)
         lmax, *rest = options
-        return _cpu.gradient(lmax, vec, g, *rest)
+        grad: Tensor = kernels.gradient(lmax, vec, g, *rest)
+        return grad
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> Any:
@@ -127,8 +137,10 @@ class _Gradient(torch.autograd.Function):
         to_vec, to_g = wanted_gradients(ctx, (vec, g))
         lmax, *rest = ctx.options
         if not to_vec and not torch.is_grad_enabled():
-            along = _cpu.directional(lmax, vec, direction.contiguous(), *rest) if to_g else None
-            return None, along, None, None, None
+            along = None
+            if to_g:
+                along = ctx.kernels.directional(lmax, vec, direction.contiguous(), *rest)
+            return None, along, None, None, None, None
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             operands = as_own_nodes(vec, g)
@@ -139,4 +151,4 @@ class _Gradient(torch.autograd.Function):
         found = torch.autograd.grad(
             gradient, operands, direction, create_graph=create_graph, materialize_grads=True
         )
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)

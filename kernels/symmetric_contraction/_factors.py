@@ -59,6 +59,7 @@ class Factorisation:
     rows: tuple[Row, ...]
 
 
+@functools.lru_cache(maxsize=64)
 def factorise(problem: SymmetricContractionProblem) -> Factorisation:
     """Writes the polynomials of a problem as sums of products of factors."""
     couplings = _couplings(problem)

@@ -19,6 +19,7 @@ float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -108,7 +109,11 @@ class Pass:
     @cached_property
     def launch(self) -> TritonLaunch:
         """How the kernels are launched, and what they may hold."""
-        return triton_launch(self.arithmetic.itemsize, self.lanes)
+        return triton_launch(self.arithmetic.itemsize, self.lanes, self._of_weights)
+
+    @property
+    def _of_weights(self) -> bool:
+        return "grad_weight" in self.results
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -127,40 +132,44 @@ class Pass:
 
     def _parts(self) -> list[tuple[int, ...]]:
         """Rows in groups: as few as the limits allow, of similar size."""
-        fewest = self._greedy_parts(1.0)
+        rows = [
+            kernel for number in self._order() if (kernel := self._kernel((number,))).statements
+        ]
+        fewest = self._greedy_parts(rows, 1.0)
         for share in (0.5, 0.6, 0.7, 0.8, 0.9):
-            parts = self._greedy_parts(share)
+            parts = self._greedy_parts(rows, share)
             if len(parts) == len(fewest):
                 return parts
         return fewest
 
-    def _greedy_parts(self, share: float) -> list[tuple[int, ...]]:
-        """Groups that are filled one after the other up to a share of the limits."""
+    def _greedy_parts(self, rows: Sequence[Kernel], share: float) -> list[tuple[int, ...]]:
+        """Groups that are filled one after the other up to a share of the limits.
+
+        A factor that several rows of a group use is made once and counted with each: working out
+        the statements of every possible group would take longer than compiling them.
+        """
         parts: list[tuple[int, ...]] = []
-        for number in self._order():
-            if not self._kernel((number,)).statements:
-                continue
-            if parts and self._fits((*parts[-1], number), share):
-                parts[-1] = (*parts[-1], number)
+        products, kept = 0, set[Variable]()
+        for row in rows:
+            products += row.num_products
+            kept.update(row.written)
+            fits = products <= share * self.launch.max_products
+            fits &= not self._of_weights or len(kept) <= self.launch.max_kept
+            if parts and fits:
+                parts[-1] = (*parts[-1], *row.rows)
             else:
-                parts.append((number,))
+                parts.append(row.rows)
+                products, kept = row.num_products, set(row.written)
         return parts
 
     def _order(self) -> list[int]:
         """The rows: neighbours share factors, unless there are too many weights to keep."""
         rows = factorise(self.problem).rows
         numbers = [*range(len(rows))]
-        if "grad_weight" in self.results and self.problem.num_paths > self.launch.max_kept:
+        if self._of_weights and self.problem.num_paths > self.launch.max_kept:
             block = [i for i, (_, ir) in enumerate(self.problem.irreps_out) for _ in range(ir.dim)]
             numbers.sort(key=lambda number: block[rows[number].out])
         return numbers
-
-    def _fits(self, rows: tuple[int, ...], share: float) -> bool:
-        kernel = self._kernel(rows)
-        kept = len(kernel.written) if "grad_weight" in self.results else 0
-        return (
-            kernel.num_products <= share * self.launch.max_products and kept <= self.launch.max_kept
-        )
 
     def _kernel(self, rows: tuple[int, ...]) -> Kernel:
         return Kernel(

@@ -62,32 +62,34 @@ class TritonLaunch:
         channels: Channels of a program.
         num_warps: Warps of a program.
         num_stages: Stages of Triton's software pipeline.
-        max_kept: Gradients of weights per channel that stay in registers while nodes pass by.
         max_products: Products of all statements.
+        max_kept: Gradients of weights per channel that stay in registers while nodes pass by.
     """
 
     channels: int
     num_warps: int
     num_stages: int
-    max_kept: int
     max_products: int
+    max_kept: int
 
 
-_TRITON_MAX_PRODUCTS = {(4, 32): 1200, (8, 32): 600, (4, 64): 800, (8, 64): 400}
+_TRITON_MAX_PRODUCTS = {(4, 32): 2000, (8, 32): 700, (4, 64): 1500, (8, 64): 600}
+_TRITON_MAX_PRODUCTS_OF_WEIGHTS = {(4, 32): 2000, (8, 32): 450, (4, 64): 450, (8, 64): 250}
 
 
-def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
+def triton_launch(itemsize: int, lanes: int, of_weights: bool) -> TritonLaunch:
     """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
 
     Chosen by registers and spills alone (Triton 3.7.1, `benchmarks/triton_registers`), without a
     GPU: nothing here is tuned for time.
     """
+    limits = _TRITON_MAX_PRODUCTS_OF_WEIGHTS if of_weights else _TRITON_MAX_PRODUCTS
     return TritonLaunch(
         channels=lanes,
         num_warps=1,
         num_stages=1,
+        max_products=limits[itemsize, lanes],
         max_kept=60 * 4 // itemsize,
-        max_products=_TRITON_MAX_PRODUCTS[itemsize, lanes],
     )
 
 

@@ -12,6 +12,10 @@ from eqtp.backend import Backend, resolve
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.symmetric_contraction._cpu import DTYPES, symmetric_contraction_cpu
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
+from eqtp.kernels.symmetric_contraction._triton import (
+    symmetric_contraction_triton,
+    why_unsupported,
+)
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from eqtp.layout import Layout, check_layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
@@ -19,6 +23,7 @@ from eqtp.symmetric_problem import SymmetricContractionProblem
 __all__ = ["IMPLEMENTED", "symmetric_contraction"]
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "triton": symmetric_contraction_triton,
     "cpu": symmetric_contraction_cpu,
     "torch": symmetric_contraction_torch,
     "reference": symmetric_contraction_reference,
@@ -47,7 +52,7 @@ def symmetric_contraction(
         element: Row of weight that each node uses.
         problem: The irreps and the correlation.
         layout: Memory order of x and of the result.
-        backend: "auto", "cpu", "torch" or "reference".
+        backend: "auto", "triton", "cpu", "torch" or "reference".
 
     Returns:
         The polynomials; differentiable in x and weight to any order.
@@ -70,16 +75,19 @@ def symmetric_contraction(
         family="symmetric_contraction",
         implemented=IMPLEMENTED,
         device=x.device.type,
-        why_not=lambda name: _why_not(name, x.dtype),
+        why_not=lambda name: _why_not(name, problem, x.dtype),
     )
     return _BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
 
 
-def _why_not(backend: str, dtype: torch.dtype) -> str | None:
+def _why_not(backend: str, problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run a call of this dtype, None where it can."""
     if backend == "cpu" and dtype not in DTYPES:
         return f"it computes in float32 and float64, got {dtype}"
-    return why_unavailable(backend)
+    obstacle = why_unavailable(backend)
+    if backend == "triton" and obstacle is None:
+        obstacle = why_unsupported(problem, dtype)
+    return obstacle
 
 
 def _check_operands(
