@@ -16,6 +16,10 @@ COMMANDS = {
     "evaluate": ("eqtp.models.training.evaluate", "errors of a model on labelled frames"),
     "md": ("eqtp.models.md", "molecular dynamics with a model"),
     "sample": ("eqtp.models.training.sample", "make labelled frames of a molecule with GFN2-xTB"),
+    "accelerate": (
+        "eqtp.models.acceleration.command",
+        "what eqtp.accelerate gains for a mace-torch model",
+    ),
     "bench": ("eqtp.benchmarks.__main__", "microbenchmarks"),
 }
 
@@ -70,7 +74,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="eqtp",
         description="Equivariant tensor products and the potentials built on them.",

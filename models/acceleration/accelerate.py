@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-
-import torch
 from torch import nn
 
 from eqtp.backend import Backend
@@ -40,6 +38,7 @@ def accelerate(model: nn.Module, backend: Backend = "auto", check: bool = True) 
         TypeError: `model` is not a module.
 
     Example:
+        >>> import torch
         >>> from e3nn import o3
         >>> model = torch.nn.Sequential(o3.Linear("4x0e+4x1o", "8x0e+8x1o"))
         >>> print(accelerate(model, check=False))
@@ -85,6 +84,7 @@ def accelerated(
     """A model that is accelerated inside a `with` block; arguments as for `accelerate`.
 
     Example:
+        >>> import torch
         >>> from e3nn import o3
         >>> model = o3.Linear("4x0e+4x1o", "8x0e+8x1o")
         >>> with accelerated(model):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -110,15 +109,15 @@ class Product(Swap):
 
 def product_problem(module: Any) -> TensorProductProblem:
     """The paths of an e3nn product, with its coefficients and the signs of its 3j symbols."""
-    irreps = tuple(
-        Irreps(str(i)) for i in (module.irreps_in1, module.irreps_in2, module.irreps_out)
+    in1, in2, out = (
+        Irreps(str(irreps)) for irreps in (module.irreps_in1, module.irreps_in2, module.irreps_out)
     )
     signs = _signs(module)
     paths = []
     start = 0
     for instruction in module.instructions:
         i1, i2, i_out, mode, has_weight, coefficient, shape = instruction
-        degrees = irreps[0][i1].ir.l, irreps[1][i2].ir.l, irreps[2][i_out].ir.l
+        degrees = in1[i1].ir.l, in2[i2].ir.l, out[i_out].ir.l
         path = Path(
             i_in1=i1,
             i_in2=i2,
@@ -132,7 +131,7 @@ def product_problem(module: Any) -> TensorProductProblem:
         )
         start += path.weight_numel
         paths.append(path)
-    return TensorProductProblem(*irreps, tuple(paths))
+    return TensorProductProblem(in1, in2, out, tuple(paths))
 
 
 def _signs(module: nn.Module) -> Any:
@@ -196,7 +195,7 @@ class ElementProduct(Swap):
             to_layout(x, self.irreps_in, "mul_ir", "ir_mul"),
             self.module.weight,
             self.problem,
-            elements.index,
+            elements.element,
         )
         return to_layout(out, self.irreps_out, "ir_mul", "mul_ir")
 

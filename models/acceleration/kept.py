@@ -49,12 +49,12 @@ class Elements(NamedTuple):
     """What one-hot rows say.
 
     Attributes:
-        index: The element of every row.
+        element: The element of every row.
         present: The elements that there are, ascending.
         position: Where every row's element is in `present`.
     """
 
-    index: Tensor
+    element: Tensor
     present: Tensor
     position: Tensor
 

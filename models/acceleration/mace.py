@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
-from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise import channelwise_tensor_product, supports
 from eqtp.kernels.symmetric_contraction import symmetric_contraction
 from eqtp.layout import to_layout
@@ -27,7 +26,7 @@ from eqtp.models.acceleration.swap import Swap, inherits_forward
 from eqtp.so3.symmetric_coupling import SymmetricCoupling, project_coupling
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["Contraction", "Convolution", "observe", "swaps_for"]
+__all__ = ["Contraction", "Convolution", "batch", "observe", "swaps_for"]
 
 
 def swaps_for(model: nn.Module, backend: Backend) -> Iterator[tuple[str, Swap | str]]:
@@ -190,11 +189,10 @@ def _projection(u: Tensor, coupling: SymmetricCoupling) -> Tensor:
     return projection
 
 
-def _batch(model: Any, atoms: Any) -> dict[str, Tensor]:
-    """The input of mace-torch's models for a structure, in the default dtype."""
+def batch(model: Any, atoms: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The input of mace-torch's models for a structure."""
     from eqtp.models.training.data import from_ase
 
-    dtype = torch.get_default_dtype()
     device = next(model.parameters()).device
     data = from_ase(atoms, float(model.r_max), dtype=torch.float64)
     cell = data.cell.reshape(3, 3)
@@ -230,7 +228,9 @@ def observe(model: Any) -> list[dict[str, Tensor]] | None:
         return None
     results = []
     for atoms in random_structures([int(z) for z in model.atomic_numbers]):
-        output = model(_batch(model, atoms), compute_stress=bool(atoms.pbc.any()))
+        output = model(
+            batch(model, atoms, torch.get_default_dtype()), compute_stress=bool(atoms.pbc.any())
+        )
         energy = output.get("interaction_energy", output["energy"])
         found = {"energy": energy, "forces": output["forces"], "stress": output["stress"]}
         results.append({k: v.detach() for k, v in found.items() if v is not None})

@@ -8,6 +8,7 @@ NequIP finds modifiers as class methods of the modules inside a model. `register
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -86,20 +87,20 @@ def observe(model: Any) -> list[dict[str, Tensor]] | None:
     dtype = str(model.metadata["model_dtype"])
     if dtype != str(torch.get_default_dtype()).removeprefix("torch."):
         return []  # its modules convert to the dtype that the model was made with
-    from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
-
+    library = importlib.import_module("nequip.data")
+    keys = library.AtomicDataDict
     device = next(model.parameters()).device
     results = []
     for atoms in random_structures(range(1, len(model.type_names) + 1)):
-        data = from_ase(atoms)
-        data[AtomicDataDict.ATOM_TYPE_KEY] = data[AtomicDataDict.ATOMIC_NUMBERS_KEY] - 1
+        data = library.from_ase(atoms)
+        data[keys.ATOM_TYPE_KEY] = data[keys.ATOMIC_NUMBERS_KEY] - 1
         r_max = float(model.metadata["r_max"])
-        data = compute_neighborlist_(data, r_max=r_max)
+        data = library.compute_neighborlist_(data, r_max=r_max)
         output = model({key: value.to(device) for key, value in data.items()})
-        keys = {"energy": AtomicDataDict.TOTAL_ENERGY_KEY, "forces": AtomicDataDict.FORCE_KEY}
+        names = {"energy": keys.TOTAL_ENERGY_KEY, "forces": keys.FORCE_KEY}
         if atoms.pbc.any():
-            keys["stress"] = AtomicDataDict.STRESS_KEY
-        results.append({k: output[key].detach() for k, key in keys.items() if key in output})
+            names["stress"] = keys.STRESS_KEY
+        results.append({name: output[key].detach() for name, key in names.items()})
     return results
 
 
@@ -108,8 +109,8 @@ def register() -> None:
 
     NequIP calls it by itself where the package's entry point `nequip.extension` is installed.
     """
-    from nequip.nn._tp_scatter_base import TensorProductScatter
-    from nequip.nn.model_modifier_utils import model_modifier
+    scatter = importlib.import_module("nequip.nn._tp_scatter_base").TensorProductScatter
+    utilities = importlib.import_module("nequip.nn.model_modifier_utils")
 
     def enable_eqtp(
         cls: type, model: nn.Module, backend: Backend = "auto", check: bool = True
@@ -120,6 +121,5 @@ def register() -> None:
         accelerate(model, backend=backend, check=check)
         return model
 
-    TensorProductScatter.enable_eqtp = model_modifier(
-        persistent=False, private=False, supported_compile_modes=[]
-    )(classmethod(enable_eqtp))
+    mark = utilities.model_modifier(persistent=False, private=False, supported_compile_modes=[])
+    scatter.enable_eqtp = mark(classmethod(enable_eqtp))
