@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
-__all__ = ["below_autograd", "one_by_one", "register", "widest"]
+__all__ = ["below_autograd", "is_autocast", "one_by_one", "register", "widest"]
 
 _LIBRARY = torch.library.Library("eqtp", "FRAGMENT")
 
@@ -34,7 +34,8 @@ def register(
 
     Args:
         name: Name of the op.
-        schema: Its arguments and results, "(Tensor x, ...) -> Tensor".
+        schema: Its arguments and results, "(Tensor x, ...) -> Tensor"; a list of tensors that may
+            have gradients comes first.
         compute: Kernel for tensors of numbers; its results are tensors of their own.
         fake: The same for tensors without numbers.
         record: Called as record(apply, *args) where a gradient may be asked for: applies a
@@ -57,7 +58,9 @@ def register(
 
 def _with_autograd(op: Any, record: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        # A list that has a None in it is not looked into, so it is spread out.
+        spread = args[0] if isinstance(args[0], list) else ()
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *spread):
             return record(_apply, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -98,6 +101,11 @@ def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
             return op(*widest(args))
 
     return kernel
+
+
+def is_autocast(x: object) -> bool:
+    """Whether operations on x are autocast."""
+    return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
 
 
 def widest(args: Sequence[Any]) -> list[Any]:

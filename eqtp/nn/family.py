@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from eqtp.backend import Backend
 from eqtp.kernels.channelwise import supports
 from eqtp.kernels.codegen.availability import why_unavailable
@@ -64,7 +62,7 @@ class FamilyChoice:
         if not self.channelwise:
             return "tensor_product", "serves all modes and multiplicities"
         compiled = device == "cpu" and self.backend in ("auto", "cpu")
-        if compiled and why_unavailable("cpu") is None and not torch.compiler.is_compiling():
+        if compiled and why_unavailable("cpu") is None:
             if self.constants > MAX_CONSTANTS:
                 return "tensor_product", f"{self.constants} constants: tables instead of code"
             if not on_graph:

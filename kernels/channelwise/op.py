@@ -14,7 +14,7 @@ from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.edges import edges_of
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
-from eqtp.operators import widest
+from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports", "why_not"]
@@ -71,7 +71,7 @@ def channelwise_tensor_product(
         >>> channelwise_tensor_product(x1, x2, weight, problem).shape
         torch.Size([2, 12])
     """
-    if torch.is_autocast_enabled(x2.device.type):
+    if is_autocast(x2):
         x1, x2, weight, *pair = widest((x1, x2, weight, *(radial or ())))
         radial = (pair[0], pair[1]) if pair else None
     kernel, text = _choose(problem, backend, x2.dtype, x2.device.type)
@@ -132,7 +132,7 @@ def _validate_radial(hidden: Tensor, matrix: Tensor) -> None:
 
 def _matrix_product(hidden: Tensor, matrix: Tensor) -> Tensor:
     """The product in the operands' dtype, also under autocast."""
-    if not torch.is_autocast_enabled(hidden.device.type):
+    if not is_autocast(hidden):
         return hidden @ matrix
     with torch.autocast(hidden.device.type, enabled=False):
         return hidden @ matrix

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
 from eqtp.backend import Backend, resolve
 from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.tensor_product import _cpu, _torch, reference
-from eqtp.kernels.tensor_product._form import VALUE, Form, Term, differentiate
+from eqtp.kernels.codegen.edges import edges_of
+from eqtp.kernels.tensor_product import _ops, reference
 from eqtp.layout import Layout, check_layout, to_layout
+from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["IMPLEMENTED", "tensor_product", "validate", "why_not"]
@@ -66,26 +64,41 @@ def tensor_product(
         tensor([[1.7321, 3.4641]])
     """
     check_layout(layout)
+    if is_autocast(x1):
+        x1, x2, weight = widest((x1, x2, weight))
     validate(x1, x2, weight, problem, graph)
-    kernel = resolve(
-        backend,
-        family="tensor_product",
-        implemented=IMPLEMENTED,
-        device=x1.device.type,
-        why_not=lambda name: why_not(name, x1.dtype),
-    ).backend
+    kernel, text = _choose(problem, backend, x1.dtype, x1.device.type)
     if kernel == "reference":
         return reference.tensor_product(x1, x2, weight, problem, graph=graph, layout=layout)
     inner: Layout = layout if kernel == "cpu" else "ir_mul"  # the C++ kernel takes any layout
-    x1 = to_layout(x1, problem.irreps_in1, layout, inner)
-    x2 = to_layout(x2, problem.irreps_in2, layout, inner)
-    if problem.weight_numel == 0:
-        weight = None
-    shared = weight is not None and weight.ndim == 1
-    form = Form(problem, graph, inner, x2.shape[0], shared)
-    (out,) = _derivatives(kernel, form, (VALUE,), 1, x1, x2, weight)
-    assert out is not None
+    out = _ops.product(
+        to_layout(x1, problem.irreps_in1, layout, inner),
+        to_layout(x2, problem.irreps_in2, layout, inner),
+        None if weight is None or weight.shape[-1] == 0 else weight,
+        (
+            edges_of(graph, kernel),
+            x2.shape[0] if graph is None else graph.num_dst,
+            text,
+            kernel,
+            inner,
+        ),
+    )
     return to_layout(out, problem.irreps_out, inner, layout)
+
+
+@constant_when_compiled
+def _choose(
+    problem: TensorProductProblem, backend: Backend, dtype: torch.dtype, device: str
+) -> tuple[str, str]:
+    """The backend that computes a product, and the product as a text."""
+    chosen = resolve(
+        backend,
+        family="tensor_product",
+        implemented=IMPLEMENTED,
+        device=device,
+        why_not=lambda name: why_not(name, dtype),
+    )
+    return chosen.backend, problem.text
 
 
 def why_not(backend: str, dtype: torch.dtype) -> str | None:
@@ -93,47 +106,6 @@ def why_not(backend: str, dtype: torch.dtype) -> str | None:
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
     return why_unavailable(backend)
-
-
-def _derivatives(
-    kernel: str, form: Form, terms: tuple[Term, ...], num_results: int, *operands: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """What the terms describe, under autograd."""
-    results = _Derivatives.apply(kernel, form, terms, num_results, *operands)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor | None, ...]", results)
-
-
-class _Derivatives(torch.autograd.Function):
-    """A sum of derivatives of the form; its own backward is one, too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: str,
-        form: Form,
-        terms: tuple[Term, ...],
-        num_results: int,
-        *operands: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        ctx.kernel, ctx.form, ctx.terms = kernel, form, terms
-        ctx.save_for_backward(*operands)
-        ctx.set_materialize_grads(False)
-        evaluate = {"cpu": _cpu, "torch": _torch}[kernel].evaluate
-        results: tuple[Tensor | None, ...] = evaluate(form, terms, operands, num_results)
-        return results
-
-    @staticmethod
-    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-        operands = ctx.saved_tensors
-        needs = wanted_gradients(ctx, operands)
-        terms = differentiate(
-            ctx.terms,
-            len(operands),
-            [number for number, direction in enumerate(directions) if direction is not None],
-            [number for number, need in enumerate(needs) if need],
-        )
-        grads = _derivatives(ctx.kernel, ctx.form, terms, len(operands), *operands, *directions)
-        return (None, None, None, None, *grads)
 
 
 def validate(
