@@ -74,7 +74,7 @@ class TritonLaunch:
 
 
 _TRITON_MAX_PRODUCTS = {(4, 32): 2000, (8, 32): 700, (4, 64): 1500, (8, 64): 600}
-_TRITON_MAX_PRODUCTS_OF_WEIGHTS = {(4, 32): 2000, (8, 32): 450, (4, 64): 450, (8, 64): 250}
+_TRITON_MAX_PRODUCTS_OF_WEIGHTS = {(4, 32): 2000, (8, 32): 450, (4, 64): 400, (8, 64): 100}
 
 
 def triton_launch(itemsize: int, lanes: int, of_weights: bool) -> TritonLaunch:
