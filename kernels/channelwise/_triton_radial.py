@@ -5,18 +5,20 @@ takes a tile of edges at a time:
 
     for every node (or piece of a node with many edges) and block of channels, in parallel
       for every tile of the node's edges
-        load the rows of h
         for every path of the kernel
-          w = h m, m's columns of the path and the channels        tensor cores, [edges, channels]
+          w = h m, m's columns of the path and the channels      tensor cores, [edges, channels]
+        for every path of the kernel
           the path's statements, values [edges, channels]
-          grad_h += grad_w m^T, grad_m += h^T grad_w               tensor cores
+        for every path of the kernel
+          grad_h += grad_w m^T, grad_m += h^T grad_w             tensor cores
         store what belongs to the edges
       add up the tile's rows, store what belongs to the node
 
-Every pass computes the weights again. A tile does not cross nodes; a node's last tile is filled
-with zeros. Gradients in y and h have a slot for every block of channels and are added by torch.
-Gradients in m stay in registers over all nodes of a program: a fixed number of programs strides
-over the nodes, and torch adds what each has found.
+Gradients in x and y take a pass of their own, those in h and m another: they share no products,
+the latter need no weights, and a kernel that does less keeps its values in registers. A tile does
+not cross nodes; a node's last tile is filled with zeros. Gradients in y and h have a slot for every
+block of channels and are added by torch. Gradients in m stay in registers over all nodes of a
+program: a fixed number of programs strides over the nodes, and torch adds what each has found.
 
 In a product of rows, without a graph, a tile is of rows, each with nodes of its own.
 """
@@ -67,9 +69,9 @@ def radial_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of sum(g * radial_forward(x, y, h, m)) in x, y, h and m."""
     call = _Call(problem, graph, {"x": x, "y": y, "g": g, "h": h, "m": m})
-    wanted = [f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need]
-    # Without the gradient in x the rows of g, the widest, are better walked node by node.
-    results = call.run("sender" if needs[0] else "receiver", wanted)
+    wanted = {slot: f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need}
+    results = call.run(_end(wanted), _among("xy", wanted))
+    results |= call.run("receiver", _among("hm", wanted))
     return tuple(results.get(f"grad_{slot}") for slot in "xyhm")
 
 
@@ -92,15 +94,23 @@ def radial_double_backward(
     directions = {"vx": v_x, "vy": v_y, "vh": v_h, "vm": v_m}
     call = _Call(problem, graph, operands | directions)
     wanted = {slot: f"grad_{slot}2" for slot, need in zip("gxyhm", needs, strict=True) if need}
-    # The gradients in h and m share products with that in g, the gradient in y with that in x.
-    at_receiver = [wanted[slot] for slot in "ghm" if slot in wanted]
-    at_sender = [wanted[slot] for slot in "xy" if slot in wanted]
-    if "g" in wanted and "x" in wanted:
-        results = call.run("receiver", at_receiver) | call.run("sender", at_sender)
-    else:
-        end: End = "sender" if "x" in wanted else "receiver"
-        results = call.run(end, [*at_receiver, *at_sender])
+    results = call.run("receiver", _among("g", wanted))
+    results |= call.run(_end(wanted), _among("xy", wanted))
+    results |= call.run("receiver", _among("hm", wanted))
     return tuple(results.get(f"grad_{slot}2") for slot in "gxyhm")
+
+
+def _among(slots: str, wanted: Mapping[str, str]) -> list[str]:
+    """The wanted results of these slots."""
+    return [wanted[slot] for slot in slots if slot in wanted]
+
+
+def _end(wanted: Mapping[str, str]) -> End:
+    """The end to walk from for gradients in x and y.
+
+    Without the gradient in x the rows of g, the widest, are better walked node by node.
+    """
+    return "sender" if "x" in wanted else "receiver"
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,14 @@ class RadialPass:
     def launch(self) -> TritonRadialLaunch:
         """How the kernels are launched, and what they may hold."""
         return triton_radial_launch(self.arithmetic.itemsize, self.lanes, self.tf32)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The compiler's options."""
+        launch = self.launch
+        limit = {} if launch.max_registers is None else {"maxnreg": launch.max_registers}
+        warps_and_stages = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        return {**warps_and_stages, **limit, "enable_fp_fusion": True}
 
     @cached_property
     def present(self) -> tuple[str, ...]:
@@ -236,7 +254,6 @@ class RadialPass:
             factors=tuple(name for name in self.operands if LIKE[name] in "hm"),
             gradients=tuple(name for name in self.results if LIKE[name] in "hm"),
             hidden=self.hidden,
-            block=self.launch.block,
             edges=self.launch.edges,
             precision=self.launch.precision,
         )
@@ -293,17 +310,12 @@ class _Call:
     def _launch(
         self, plan: RadialPass, items: Items, programs: int, results: Mapping[str, Tensor]
     ) -> None:
-        options: dict[str, Any] = {
-            "num_warps": plan.launch.num_warps,
-            "num_stages": plan.launch.num_stages,
-            "enable_fp_fusion": True,
-        }
         numbers = {"num_items": items.number, "num_rows": self.rows}
         values = {**self.operands, **results, **items.tensors, **numbers}
         for kernel in plan.kernels:
             arguments = [values[name] for name in kernel.arguments]
             grid = (programs, -(-kernel.mul // kernel.channels))
-            load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
+            load_function(kernel.source, FUNCTION)[grid](*arguments, **plan.options)
         at_node = "g" if plan.end == "receiver" else "x"
         for name in (name for name in results if LIKE[name] == at_node):
             if items.pointers is not None:

@@ -23,9 +23,9 @@ LIKE = {
 
 FUNCTION = "channelwise_radial"
 
-MATRIX_ROWS = 16
-"""Rows of a block of the gradients in m. Fewer than channels: a tile of more rows than columns is
-divided among warps by rows, and products that Triton finds to be related are divided alike."""
+BLOCK = 16
+"""Columns of h that are multiplied at a time, and rows of a block of the gradients in m: the least
+that `tl.dot` takes."""
 
 _WEIGHT_TERMS = {"w": [("h", "m")], "vw": [("vh", "m"), ("h", "vm")]}
 """Weights, and their direction, as sums of matrix products."""
@@ -50,7 +50,6 @@ class RadialKernel(Kernel):
         factors: The given ones of h, m, vh and vm.
         gradients: The wanted ones of grad_h, grad_m, grad_h2 and grad_m2.
         hidden: Columns of h.
-        block: Columns of h that are multiplied at a time.
         edges: Edges of a tile.
         precision: How `tl.dot` multiplies.
     """
@@ -58,7 +57,6 @@ class RadialKernel(Kernel):
     factors: tuple[str, ...]
     gradients: tuple[str, ...]
     hidden: int
-    block: int
     edges: int
     precision: str
 
@@ -73,7 +71,14 @@ class RadialKernel(Kernel):
     @cached_property
     def num_kept(self) -> int:
         """Number of tiles that live as long as an edge or longer."""
-        return super().num_kept + len(self.matrix_sums) * MATRIX_ROWS // self.edges
+        weights = {
+            (number, variable)
+            for number, program in self.programs
+            for variable in (*program.operands, *program.targets)
+            if LIKE.get(variable.name) == "w"
+        }
+        matrix_tiles = len(self.matrix_sums) * BLOCK // self.edges
+        return super().num_kept + len(weights) + matrix_tiles
 
     @cached_property
     def matrix_sums(self) -> dict[str, tuple[str, int, int]]:
@@ -83,7 +88,7 @@ class RadialKernel(Kernel):
             for number, program in self.programs
             for name in self.gradients
             if LIKE[name] == "m" and self._terms(name, program)
-            for start in range(0, self.hidden, MATRIX_ROWS)
+            for start in range(0, self.hidden, BLOCK)
         }
 
     @cached_property
@@ -137,15 +142,14 @@ def {FUNCTION}({", ".join(self.arguments)}):
 """
 
     def _function(self) -> str:
-        zeros = f"tl.zeros([{MATRIX_ROWS}, {self.channels}], {self.real})"
+        zeros = f"tl.zeros([{BLOCK}, {self.channels}], {self.real})"
         return "\n".join(
             [
                 f"lane = tl.program_id(1) * {self.channels} + tl.arange(0, {self.channels})",
                 "lane = lane[None, :]",
                 f"inside = lane < {self.mul}",
-                f"column = tl.arange(0, {self.block})[None, :]",
-                f"matrix_row = tl.arange(0, {self.block})[:, None]",
-                f"few = tl.arange(0, {MATRIX_ROWS})",
+                f"few = tl.arange(0, {BLOCK})",
+                f"many = tl.arange(0, {self._many})",
                 *(f"{name} = {zeros}" for name in self.matrix_sums),
                 "item = tl.program_id(0)",
                 "while item < num_items:",
@@ -165,18 +169,24 @@ def {FUNCTION}({", ".join(self.arguments)}):
             f"tl.store({result} + {part} + {row} * {numel} + {column} + lane, {name}, mask={mask})"
         )
 
-    def _load_hidden(self, name: str, start: int | str, column: str) -> str:
+    @property
+    def _many(self) -> int:
+        """Columns of a block of the gradients in h: more than rows, see `_matrix_gradients`."""
+        return 2 * self.edges
+
+    def _load_hidden(self, name: str, start: int | str, lanes: str = "few") -> str:
         """A block of columns of h."""
-        return self._load_masked(f"{name}_row + {start} + {column}", self._within(start, column))
+        address = f"{name}_row + {start} + {lanes}[None, :]"
+        return self._load_masked(address, self._within(start, lanes))
 
-    def _within(self, start: int | str, column: str) -> str:
+    def _within(self, start: int | str, lanes: str = "few") -> str:
         """Which elements of a block of columns of h there are."""
-        return f"valid & ({start} + {column} < {self.hidden})"
+        return f"valid & ({start} + {lanes}[None, :] < {self.hidden})"
 
-    def _load_matrix(self, name: str, number: int) -> str:
+    def _load_matrix(self, name: str, number: int, lanes: str = "few") -> str:
         """A block of rows of a path's columns of m."""
         numel, column = self.problem.weight_numel, self.problem.paths[number].weight_start
-        row = "(first + matrix_row)"
+        row = f"(first + {lanes}[:, None])"
         mask = f"({row} < {self.hidden}) & inside"
         return self._load_masked(f"{name} + {row} * {numel} + {column} + lane", mask)
 
@@ -272,9 +282,9 @@ def {FUNCTION}({", ".join(self.arguments)}):
         for target in dict.fromkeys(target for _, target, _, _ in products):
             known.add(target)
             yield f"{target} = tl.zeros([{self.edges}, {self.channels}], {self.real})"
-        yield f"for first in range(0, {self.hidden}, {self.block}):"
+        yield f"for first in range(0, {self.hidden}, {BLOCK}):"
         for a in dict.fromkeys(a for _, _, a, _ in products):
-            yield f"    {a}_block = {self._load_hidden(a, 'first', 'column')}"
+            yield f"    {a}_block = {self._load_hidden(a, 'first')}"
         for number, b in dict.fromkeys((number, b) for number, _, _, b in products):
             yield f"    {b}_{number}_block = {self._load_matrix(b, number)}"
         for number, target, a, b in products:
@@ -285,26 +295,30 @@ def {FUNCTION}({", ".join(self.arguments)}):
         terms = self._all_terms("h")
         if not terms:
             return
-        yield f"for first in range(0, {self.hidden}, {self.block}):"
-        mask = self._within("first", "column")
+        yield f"for first in range(0, {self.hidden}, {self._many}):"
         for name in self.hidden_sums:
-            zeros = f"tl.zeros([{self.edges}, {self.block}], {self.real})"
-            before = self._load_hidden(name, "first", "column")
+            zeros = f"tl.zeros([{self.edges}, {self._many}], {self.real})"
+            before = self._load_hidden(name, "first", "many")
             yield f"    {name}_block = {before if name in self.begun else zeros}"
         for number, b in dict.fromkeys((number, b) for number, _, _, b in terms):
-            yield f"    {b}_{number}_block = {self._load_matrix(b, number)}"
+            yield f"    {b}_{number}_block = {self._load_matrix(b, number, 'many')}"
         for number, name, a, b in terms:
             product = self._dot(f"{a}_{number}", f"tl.trans({b}_{number}_block)")
             yield f"    {name}_block += {product}"
         for name in self.hidden_sums:
-            yield f"    tl.store({name}_row + first + column, {name}_block, mask={mask})"
+            address, mask = f"{name}_row + first + many[None, :]", self._within("first", "many")
+            yield f"    tl.store({address}, {name}_block, mask={mask})"
 
     def _matrix_gradients(self) -> Iterator[str]:
-        """What all paths add to the gradients in m."""
+        """What all paths add to the gradients in m.
+
+        Triton divides products that it finds to be related alike among the warps, by rows if the
+        first has as many rows as columns: then warps would do the same work twice.
+        """
         terms = self._all_terms("m")
-        for start in range(0, self.hidden, MATRIX_ROWS):
+        for start in range(0, self.hidden, BLOCK):
             for a in dict.fromkeys(a for _, _, a, _ in terms):
-                block = self._load_hidden(a, start, "few[None, :]")
+                block = self._load_hidden(a, start)
                 yield f"{a}_turned = tl.trans({block})"
             for number, name, a, b in terms:
                 product = self._dot(f"{a}_turned", f"{b}_{number}")

@@ -114,23 +114,31 @@ gradient take 17 s of CPU time to compile, those of a training step 79 s, once p
 class TritonRadialLaunch(TritonLaunch):
     """The same for kernels that compute the weights, h m, for a tile of edges.
 
+    Here `max_kept` counts tiles, of edges and channels.
+
     Attributes:
-        edges: Edges of a tile.
-        block: Columns of h that are multiplied at a time.
+        edges: Edges of a tile, at least 16 for `tl.dot` and less than channels.
+        max_registers: Registers that the assembler may use; None where it has no such option.
         precision: How `tl.dot` multiplies.
     """
 
     edges: int
-    block: int
+    max_registers: int | None
     precision: str
 
 
 def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialLaunch:
     """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
 
+    Chosen by registers and spills alone (Triton 3.7.1, `benchmarks/triton_radial_registers`),
+    without a GPU: nothing here is tuned for time.
+
     * float32 by three products of TF32 numbers, which is as accurate as float32; one product where
       `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32 as it is.
+    * Four warps and tiles of 16 x 32: four values per thread and tile.
     * One stage: with several, Triton's pipeliner miscompiles some loops with more than one dot.
+    * All 255 registers: left to itself, the assembler spills a few to fit one more program on a
+      multiprocessor, 2 to 12 in 6 of the 17 kernels of mace-medium.
     """
     exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
     return TritonRadialLaunch(
@@ -138,9 +146,9 @@ def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialL
         num_warps=4,
         num_stages=1,
         max_kept=16,
-        max_products=200,
+        max_products=160,
         edges=16,
-        block=32,
+        max_registers=255 if lanes == 32 else None,
         precision="tf32" if tf32 and exact == "tf32x3" else exact,
     )
 
