@@ -17,7 +17,7 @@ direction h of x is the derivative of every statement (`tangent`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 from eqtp.kernels.codegen.program import Product, Statement, Variable
 from eqtp.kernels.symmetric_contraction._factors import Factorisation, Row
@@ -32,7 +32,7 @@ SUMS = frozenset(prefix + name for name in (*RESULTS, "bar") for prefix in ("", 
 
 
 def row_statements(
-    factorisation: Factorisation, rows: Sequence[Row], dim_in: int, wanted: Collection[str]
+    factorisation: Factorisation, rows: Sequence[Row], dim_in: int, wanted: Set[str]
 ) -> list[Statement]:
     """The statements of some rows.
 
@@ -53,7 +53,7 @@ class _Writer:
         factorisation: Factorisation,
         rows: Sequence[Row],
         dim_in: int,
-        wanted: Collection[str],
+        wanted: Set[str],
     ) -> None:
         self.products = factorisation.products
         self.dim_in = dim_in
@@ -67,7 +67,7 @@ class _Writer:
             if wanted & {"out", "grad_x"}:
                 self.value(number, row, wanted)
             if wanted & {"grad_x", "grad_weight"}:
-                self.define("d", (number,), [(1.0, _v("grad", row.out), *self.factor(row.left))])
+                self.define("d", (number,), [_p(_v("grad", row.out), *self.factor(row.left))])
             if "grad_x" in wanted:
                 for e, entry in enumerate(row.entries):
                     self.add_to_bar(entry.right, _v("c", number, e), _v("d", number))
@@ -75,10 +75,9 @@ class _Writer:
             if "grad_weight" in wanted:
                 self.weights(number, row)
 
-    def define(self, name: str, indices: tuple[int, ...], terms: Sequence[tuple]) -> None:
-        """A sum of (coefficient, *variables)."""
-        products = tuple(Product(tuple(factors), c) for c, *factors in terms)
-        self.statements.append(Statement(Variable(name, indices), "channel", products))
+    def define(self, name: str, indices: tuple[int, ...], products: Iterable[Product]) -> None:
+        """A sum of products."""
+        self.statements.append(Statement(Variable(name, indices), "channel", tuple(products)))
 
     def factor(self, number: int) -> tuple[Variable, ...]:
         """A factor as variables to multiply with: none for the factor 1."""
@@ -98,44 +97,39 @@ class _Writer:
         for other in self.pair(number):
             self.make(other)
         variables = (v for other in self.pair(number) for v in self.factor(other))
-        self.define("F", (number,), [(1.0, *variables)])
+        self.define("F", (number,), [_p(*variables)])
 
-    def value(self, number: int, row: Row, wanted: Collection[str]) -> None:
+    def value(self, number: int, row: Row, wanted: Set[str]) -> None:
         """The row's sum, and what it adds to."""
         for e, entry in enumerate(row.entries):
-            terms = [(value, _v("weight", path)) for path, value in entry.couplings]
+            terms = [Product((_v("weight", path),), value) for path, value in entry.couplings]
             self.define("c", (number, e), terms)
         terms = [
-            (1.0, _v("c", number, e), *self.factor(entry.right))
-            for e, entry in enumerate(row.entries)
+            _p(_v("c", number, e), *self.factor(entry.right)) for e, entry in enumerate(row.entries)
         ]
         self.define("s", (number,), terms)
         if "out" in wanted:
-            self.define("out", (row.out,), [(1.0, _v("s", number), *self.factor(row.left))])
+            self.define("out", (row.out,), [_p(_v("s", number), *self.factor(row.left))])
         if "grad_x" in wanted:
             self.add_to_bar(row.left, _v("grad", row.out), _v("s", number))
 
     def weights(self, number: int, row: Row) -> None:
         """What a row adds to the gradient in the weights."""
-        of_path: dict[int, list[tuple]] = defaultdict(list)
+        of_path: dict[int, list[Product]] = defaultdict(list)
         for entry in row.entries:
             for path, value in entry.couplings:
-                of_path[path].append((value, *self.factor(entry.right)))
-        for path, terms in of_path.items():
-            # A sum of constants alone is no statement's: the factor 1 is multiplied by d at once.
-            constants = [(value, _v("d", number)) for value, *factors in terms if not factors]
-            others = [term for term in terms if len(term) > 1]
-            if others:
-                self.define("t", (number, path), others)
-                constants.append((1.0, _v("d", number), _v("t", number, path)))
-            self.define("grad_weight", (path,), constants)
+                of_path[path].append(Product(self.factor(entry.right), value))
+        d = _v("d", number)
+        for path, products in of_path.items():
+            self.define("t", (number, path), products)
+            self.define("grad_weight", (path,), [_p(d, _v("t", number, path))])
 
     def add_to_bar(self, factor: int, *term: Variable) -> None:
         """Adds a product to the derivative in a factor."""
         if factor > self.dim_in:
-            self.define("bar", (factor,), [(1.0, *term)])
+            self.define("bar", (factor,), [_p(*term)])
         elif factor > 0:
-            self.define("grad_x", (factor - 1,), [(1.0, *term)])
+            self.define("grad_x", (factor - 1,), [_p(*term)])
 
     def _uses(self, rows: Sequence[Row]) -> Counter[int]:
         """How often each product's bar is added to before it is complete."""
@@ -162,6 +156,10 @@ class _Writer:
 
 def _v(name: str, *indices: int) -> Variable:
     return Variable(name, indices)
+
+
+def _p(*variables: Variable) -> Product:
+    return Product(variables)
 
 
 def tangent(statements: Sequence[Statement], directions: Mapping[str, str]) -> Iterator[Statement]:

@@ -208,7 +208,7 @@ def test_kernels_hold_every_row_once_and_keep_the_limits(
     if not dual:
         assert len(rows) == 65
     for kernel in plan.kernels:
-        assert kernel.num_products <= plan.launch.max_products
+        assert kernel.num_products <= plan.launch.max_products or len(kernel.rows) == 1
         if "grad_weight" in results:
             assert len(kernel.written) <= plan.launch.max_kept
 
