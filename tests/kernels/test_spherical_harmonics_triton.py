@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,18 @@ def test_kernels_hold_every_degree_once_and_keep_the_limit(lmax: int) -> None:
     parts = _triton._parts(lmax)
     assert [l for part in parts for l in part] == list(range(lmax + 1))
     assert all(part.stop**2 - part.start**2 <= _triton.MAX_COLUMNS for part in parts)
+
+
+def test_another_number_of_vectors_is_not_compiled_again(
+    launches: list[tuple[Any, tuple[int, ...]]],
+) -> None:
+    for number in (1, 16, 17, 1000):
+        _triton.forward(3, torch.randn(number, 3, dtype=torch.float32), "component", True)
+    assert [grid for _, grid in launches] == [(1,), (1,), (1,), (8,)]
+    first = launches[0][0]
+    assert all(kernel is first for kernel, _ in launches)
+    for instruction in ("sqrt.rn.f32", "div.rn.f32", "fma.rn.f32"):
+        assert instruction in first.asm["ptx"]
 
 
 def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:

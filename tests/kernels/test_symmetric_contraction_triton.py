@@ -12,6 +12,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,27 @@ def test_kernels_hold_every_row_once_and_keep_the_limits(
         assert kernel.num_products <= plan.launch.max_products or len(kernel.rows) == 1
         if "grad_weight" in results:
             assert len(kernel.written) <= plan.launch.max_kept
+
+
+def test_another_number_of_nodes_is_not_compiled_again(
+    launches: list[tuple[Any, tuple[int, ...]]],
+) -> None:
+    problem = SymmetricContractionProblem.from_irreps("40x0e+40x1o", "40x0e", 2)
+    kernels = []
+    for nodes, elements in ((1, 1), (16, 3), (17, 16), (1000, 90)):
+        launches.clear()
+        x, grad = torch.randn(nodes, 160), torch.randn(nodes, 40)
+        weight = torch.randn(elements, problem.num_paths, 40)
+        element = torch.randint(elements, (nodes,))
+        results = {"grad_x": torch.empty_like(x), "grad_weight": torch.empty_like(weight)}
+        _triton.run(problem, element, x=x, weight=weight, grad=grad, **results)
+        kernels.append([kernel for kernel, _ in launches])
+        items = nodes // 16 + min(nodes, elements)
+        assert [grid for _, grid in launches] == [
+            *((nodes, 2), (items, 2)),
+            (elements, -(-problem.num_paths * 40 // 256)),
+        ]
+    assert all(others == kernels[0] for others in kernels[1:])
 
 
 def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:

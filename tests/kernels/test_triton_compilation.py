@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,34 +55,6 @@ def test_mace_does_not_spill(name: str, dtype: torch.dtype, target: str, pass_na
 @pytest.mark.parametrize("name", [n for n in PROBLEMS if not n.startswith("mace")])
 def test_other_models_do_not_spill(name: str, pass_name: str) -> None:
     check(name, pass_name, "sm_90", torch.float32)
-
-
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[int, ...]]]:
-    """Launches for an H200 that is not there: all but the last step, running the binary.
-
-    The kernels that were compiled or found in the process's cache, with their grids.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
-
-    device = SimpleNamespace(
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-        get_current_target=lambda: GPUTarget("cuda", 90, 32),
-    )
-    made: list[tuple[Any, tuple[int, ...]]] = []
-
-    def launch(function: Any, grid: tuple[int, ...]) -> Any:
-        def record(*args: Any, **options: Any) -> None:
-            made.append((function.run(*args, grid=grid, warmup=True, **options), grid))
-
-        return record
-
-    monkeypatch.setattr(driver, "_active", device)
-    monkeypatch.setattr(JITFunction, "__getitem__", launch)
-    return made
 
 
 def test_another_number_of_edges_is_not_compiled_again(
