@@ -9,6 +9,7 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "channelwise": "the convolution of MACE and NequIP beside e3nn, error beside time",
     "training_step": "a MACE training step and evaluation beside mace-torch",
+    "accelerate": "a mace-torch model before and after eqtp.accelerate",
     "mace_training": "one hour of 3BPA training beside mace-torch, one core each",
 }
 
