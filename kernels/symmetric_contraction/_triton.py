@@ -12,7 +12,8 @@ a multiplication by an immediate constant, which is cheaper than loading a contr
 * Kernels. The rows of the polynomials are split into kernels so that none spills registers
   (`config.triton_launch`). A kernel adds to what those before it have written.
 * Items are made on the device and their number is bounded by shapes, so nothing waits for the
-  device. Nothing is atomic: results are the same from run to run.
+  device. Nothing is atomic: results are the same from run to run. (The op itself waits, once per
+  call, to check that the elements are in range.)
 
 float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
 """
