@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def swap_for(module: nn.Module, backend: Backend) -> Swap | str | None:
 class Product(Swap):
     """`o3.TensorProduct` and its kin."""
 
-    kind: ClassVar[str] = "tensor product"
+    kind = "tensor product"
 
     def __init__(self, module: Any, backend: Backend) -> None:
         super().__init__(module)
@@ -159,7 +159,7 @@ def _signs(module: nn.Module) -> Any:
 class ElementProduct(Swap):
     """`o3.FullyConnectedTensorProduct` with the one-hot element: one linear map per element."""
 
-    kind: ClassVar[str] = "element-wise linear map"
+    kind = "element-wise linear map"
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -232,7 +232,7 @@ def _element_problem(product: ElementProduct, instructions: Any) -> LinearProble
 class LinearMap(Swap):
     """`o3.Linear`, any instructions and biases, one set of weights."""
 
-    kind: ClassVar[str] = "linear map"
+    kind = "linear map"
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -305,7 +305,7 @@ def _linear_problem(swap: LinearMap, instructions: Any) -> tuple[LinearProblem, 
 class Harmonics(Swap):
     """`o3.SphericalHarmonics`."""
 
-    kind: ClassVar[str] = "spherical harmonics"
+    kind = "spherical harmonics"
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)

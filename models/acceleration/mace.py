@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +65,10 @@ def _convolution(block: Any, backend: Backend) -> Swap | str:
 class Convolution(Product):
     """A block's `conv_tp`: product of sender and harmonics, summed at the receivers."""
 
-    kind: ClassVar[str] = "convolution"
-
     def __init__(self, module: Any, block: Any, backend: Backend) -> None:
         super().__init__(module, backend)
         self.block = block
+        self.kind = "convolution, not fused" if block is None else "convolution"
 
     def __call__(
         self, x: Tensor, y: Tensor, weight: Any = None, edge_index: Tensor | None = None
@@ -130,7 +129,7 @@ class Contraction(Swap):
     the weights, and gradients reach them through that change of basis.
     """
 
-    kind: ClassVar[str] = "symmetric contraction"
+    kind = "symmetric contraction"
 
     def __init__(self, module: Any, backend: Backend) -> None:
         super().__init__(module)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def _scatter(module: Any, backend: Backend, scatters: Any) -> Swap | str:
 class ProductScatter(Swap):
     """`tp_scatter`: product of sender and harmonics, summed at the receivers."""
 
-    kind: ClassVar[str] = "convolution"
+    kind = "convolution"
 
     def __init__(self, module: Any, backend: Backend) -> None:
         super().__init__(module)

@@ -9,7 +9,7 @@ its module, not the other way round: copies of an accelerated model stay acceler
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ class Swap:
         kind: What it computes, in the words of the report.
     """
 
-    kind: ClassVar[str]
+    kind: str
 
     def __init__(self, module: Any) -> None:
         self.module = module

@@ -21,6 +21,7 @@ from eqtp.benchmarks.mace_torch import MaceTorch
 from eqtp.cli import main
 from eqtp.irreps import Irreps
 from eqtp.models.acceleration import mace as swaps
+from eqtp.models.acceleration.kept import graph_of
 from eqtp.models.acceleration.swap import swaps_in
 from eqtp.models.training.data import from_ase
 
@@ -356,7 +357,6 @@ def test_an_error_between_modules_is_found_in_the_whole_model(
     """Every module for itself is right; a graph that is reversed only the model can tell."""
     model = build("residual").mace
     monkeypatch.setattr(swaps.Convolution, "definition", lambda self, *a: self(*a))
-    graph_of = swaps.graph_of
     monkeypatch.setattr(swaps, "graph_of", lambda src, dst, n: graph_of(dst, src, n))
     with pytest.raises(ValueError, match=r"from module 'interactions\.\d\.conv_tp'"):
         eqtp.accelerate(model)
@@ -366,11 +366,12 @@ def test_an_error_between_modules_is_found_in_the_whole_model(
 def test_a_subclass_with_a_forward_of_its_own_is_left_alone() -> None:
     from mace.modules.symmetric_contraction import SymmetricContraction
 
-    class Doubled(SymmetricContraction):
+    class Doubled(SymmetricContraction):  # type: ignore[misc]
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return 2 * super().forward(x, y)
+            result: Tensor = 2 * super().forward(x, y)
+            return result
 
-    class Unfused(block("RealAgnosticResidualInteractionBlock")):
+    class Unfused(block("RealAgnosticResidualInteractionBlock")):  # type: ignore[misc]
         def forward(self, **inputs: Any) -> Any:
             index = inputs["edge_index"]
             up = self.linear_up(inputs["node_feats"])

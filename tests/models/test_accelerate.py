@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import eqtp
 from eqtp.models.acceleration import e3nn as swaps
 from eqtp.models.acceleration.swap import swaps_in
+from eqtp.so3 import wigner_3j
 
 TOLERANCES = {
     "values": 1e-12,  # float64, relative; two orders of summation leave 1e-15
@@ -115,7 +116,7 @@ def derivatives(module: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
     first = torch.autograd.grad(
         (slope * out.square()).sum(), wanted, create_graph=True, materialize_grads=True
     )
-    total = sum(gradient.square().sum() for gradient in first)
+    total = torch.stack([gradient.square().sum() for gradient in first]).sum()
     second = torch.autograd.grad(total, wanted, materialize_grads=True)
     return [t.detach() for t in (out, *first, *second)]
 
@@ -181,10 +182,11 @@ def test_float32_stays_float32() -> None:
 
 def test_signs_of_the_modules_own_symbols_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if e3nn had drawn other signs: the module's constants decide, not eqtp's."""
-    wigner_3j = swaps.wigner_3j
-    monkeypatch.setattr(
-        swaps, "wigner_3j", lambda *l: wigner_3j(*l) * (-1 if l == (1, 1, 2) else 1)
-    )
+
+    def other_signs(*degrees: int) -> Tensor:
+        return wigner_3j(*degrees) * (-1 if degrees == (1, 1, 2) else 1)
+
+    monkeypatch.setattr(swaps, "wigner_3j", other_signs)
     module, _ = MODULES["uvu"]()
     with pytest.raises(ValueError, match="relative difference"):  # eqtp's kernels have not changed
         eqtp.accelerate(module)
@@ -210,9 +212,10 @@ def test_a_wrong_sign_is_found_named_and_undone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_not_supported_is_named_and_left() -> None:
-    class Negated(o3.Linear):
+    class Negated(o3.Linear):  # type: ignore[misc]
         def forward(self, x: Tensor) -> Tensor:
-            return -super().forward(x)
+            result: Tensor = -super().forward(x)
+            return result
 
     model = nn.ModuleDict(
         {
