@@ -167,10 +167,19 @@ class TensorProductProblem:
         values: list[list[Any]] = [[*row[:-2], tuple(row[-2]), row[-1]] for row in rows]
         return TensorProductProblem(in1, in2, out, tuple(Path(*row) for row in values))
 
-    @property
+    def __hash__(self) -> int:
+        return hash(self.text)  # Python keeps the hash of a string; that of all paths takes 10 us
+
+    @cached_property
     def weight_numel(self) -> int:
         """Length of the flat weight."""
         return sum(path.weight_numel for path in self.paths)
+
+    @cached_property
+    def dims(self) -> tuple[int, int, int, int]:
+        """Columns of x1, x2, the weights and the result."""
+        in1, in2, out = self.irreps_in1.dim, self.irreps_in2.dim, self.irreps_out.dim
+        return in1, in2, self.weight_numel, out
 
     @property
     def instructions(self) -> list[tuple[int, int, int, Mode, bool, float]]:
@@ -266,7 +275,9 @@ def _parse_instruction(
             f"{'+'.join(str(ir) for ir in block1.ir * block2.ir)}"
         )
     shape = _weight_shape(where, mode, bool(has_weight), block1.mul, block2.mul, block3.mul)
-    return Path(i_in1, i_in2, i_out, mode, bool(has_weight), path_weight, 1.0, shape, start)
+    return Path(
+        int(i_in1), int(i_in2), int(i_out), mode, bool(has_weight), path_weight, 1.0, shape, start
+    )
 
 
 def _weight_shape(

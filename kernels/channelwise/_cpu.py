@@ -155,13 +155,14 @@ def _run(
     chunk = cpu_chunk_edges(num_edges)
     num_chunks = -(-num_edges // chunk)
     nodes = (num_edges, num_edges) if graph is None else (graph.num_src, graph.num_dst)
+    dim1, dim2, weight_numel, dim_out = problem.dims
     shapes = {
-        "x": (nodes[0], problem.irreps_in1.dim),
-        "y": (num_edges, problem.irreps_in2.dim),
-        "w": (num_chunks if shared else num_edges, problem.weight_numel),
-        "g": (nodes[1], problem.irreps_out.dim),
+        "x": (nodes[0], dim1),
+        "y": (num_edges, dim2),
+        "w": (num_chunks if shared else num_edges, weight_numel),
+        "g": (nodes[1], dim_out),
         "h": (num_edges, hidden),
-        "m": (num_chunks, hidden, problem.weight_numel),
+        "m": (num_chunks, hidden, weight_numel),
     }
     summed = {"g", "m", "w"} if shared else {"g", "m"}  # results that kernels add to
     results = {
@@ -176,8 +177,8 @@ def _run(
     kernel_pass = Pass(problem, tuple(operands), tuple(results), shared, y.dtype, tile, hidden)
     order = _edge_order(graph, num_edges)
     sums = _sender_sums(graph, num_edges, chunk if "x" in map(LIKE.get, results) else None)
-    carry = y.new_zeros(num_chunks, problem.irreps_out.dim)
-    partial = y.new_zeros(len(sums.rows), problem.irreps_in1.dim)
+    carry = y.new_zeros(num_chunks, dim_out)
+    partial = y.new_zeros(len(sums.rows), dim1)
     turned = [operands[name].t().contiguous() for name in kernel_pass.turned]
     tensors = (*operands.values(), *results.values(), *turned, *order, *sums, carry, partial)
     _kernel(kernel_pass)(

@@ -51,13 +51,7 @@ class Form:
     @cached_property
     def dims(self) -> tuple[int, int, int, int]:
         """Columns of each slot."""
-        problem = self.problem
-        return (
-            problem.irreps_in1.dim,
-            problem.irreps_in2.dim,
-            problem.weight_numel,
-            problem.irreps_out.dim,
-        )
+        return self.problem.dims
 
     def shape(self, slot: int) -> tuple[int, ...]:
         """Shape of an operand of a slot, and of derivatives in it."""

@@ -162,7 +162,7 @@ def _check_tensor(name: str, x: object) -> None:
 @constant_when_compiled
 def _sizes(problem: TensorProductProblem) -> tuple[int, int, int]:
     """Columns of x1, of x2 and of the weights."""
-    return problem.irreps_in1.dim, problem.irreps_in2.dim, problem.weight_numel
+    return problem.dims[:3]
 
 
 def _check_weight(weight: Tensor | None, numel: int, rows: int) -> None:
