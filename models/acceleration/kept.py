@@ -1,7 +1,7 @@
 """What several modules of one forward pass make of the same tensor, made once.
 
-It is kept on the tensor object and lives as long as the tensor does. A tensor that was written to
-since counts as a new one.
+It is kept as long as the tensor lives, and does not keep the tensor alive. A tensor that was
+written to since counts as a new one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from eqtp.graph import Graph
 
@@ -19,28 +20,32 @@ __all__ = ["Elements", "elements_of", "graph_of"]
 T = TypeVar("T")
 
 
+_STORE = WeakTensorKeyDictionary()
+
+
 def _kept(tensor: Tensor, key: tuple[object, ...], make: Callable[[], T]) -> T:
-    """What `make` gives, from the tensor where it has been kept under this key."""
-    if torch.compiler.is_compiling():
+    """What `make` gives, made once for this tensor and key; it must not refer to the tensor."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
         return make()
-    store: dict[object, T] = tensor.__dict__.setdefault("_eqtp", {})
-    key = (tensor._version, *key)
+    version, store = _STORE.get(tensor, (None, {}))
+    if version != tensor._version:
+        store = {}
+        _STORE[tensor] = tensor._version, store
     if key not in store:
-        if any(other[0] != tensor._version for other in store):  # type: ignore[index]
-            store.clear()
         store[key] = make()
-    return store[key]
+    result: T = store[key]
+    return result
 
 
 def graph_of(src: Tensor, dst: Tensor, num_nodes: int) -> Graph:
     """The graph of these senders and receivers, which may be rows of one edge_index."""
-
-    def make() -> Graph:
-        return Graph(src, dst, num_nodes)
-
     base = src._base
     if base is None or dst._base is not base:
-        return make()
+        return Graph(src, dst, num_nodes)
+
+    def make() -> Graph:
+        return Graph(src.clone(), dst.clone(), num_nodes)
+
     rows = tuple((row.storage_offset(), row.stride(), row.shape) for row in (src, dst))
     return _kept(base, ("graph", *rows, num_nodes), make)
 
