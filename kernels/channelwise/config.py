@@ -39,7 +39,7 @@ def chunk_rows(row_bytes: int) -> int:
 
 
 CPU_TILE = 16
-"""Edges of a tile of the C++ kernels; their matrix elements and rows share the first-level cache."""
+"""Edges of a tile of the C++ kernels, whose matrix elements and rows share the first cache."""
 
 CPU_RADIAL_TILE = 32
 """Edges of a tile whose weights are computed: the wider, the less often the matrix is read."""

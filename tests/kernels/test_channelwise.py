@@ -22,6 +22,7 @@ from eqtp.so3 import rand_matrix, wigner_D
 Product = Callable[..., Tensor]  # called with unpacked operands, which no signature can follow
 
 DEFINITION: Product = definition.tensor_product
+KERNEL: Product = channelwise_tensor_product
 REFERENCE: Product = functools.partial(channelwise_tensor_product, backend="reference")
 
 TOLERANCES = {
@@ -271,7 +272,7 @@ def test_threads_do_not_matter(weights: str) -> None:
         torch.set_num_threads(threads)
         try:
             return nonlinear_gradients(
-                lambda *t: channelwise_tensor_product(*t, case.problem, graph=graph), operands, 2
+                lambda *t: KERNEL(*t, case.problem, graph=graph), operands, 2
             )
         finally:
             torch.set_num_threads(1)
@@ -293,7 +294,7 @@ def test_channels_that_do_not_fill_a_register(mul: int) -> None:
     for dtype in TOLERANCES:
         operands, graph = make(case, "graph", "per_row", dtype)
         ours = nonlinear_gradients(
-            lambda *t, graph=graph: channelwise_tensor_product(*t, case.problem, graph=graph),
+            lambda *t, graph=graph: KERNEL(*t, case.problem, graph=graph),
             operands,
             1,
         )
@@ -310,7 +311,7 @@ def test_chunks_do_not_matter(num_edges: int, monkeypatch: pytest.MonkeyPatch) -
     operands, graph = make(case, "graph", "per_row")
 
     def run() -> list[Tensor]:
-        product = functools.partial(channelwise_tensor_product, backend="torch")
+        product: Product = functools.partial(channelwise_tensor_product, backend="torch")
         return nonlinear_gradients(lambda *t: product(*t, case.problem, graph=graph), operands, 2)
 
     whole = run()

@@ -14,7 +14,7 @@ import torch
 
 from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.channelwise._program import SECOND_ORDER, path_program
-from eqtp.kernels.codegen import availability, compiler, cpp, memory
+from eqtp.kernels.codegen import compiler, cpp, memory
 from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 from eqtp.kernels.codegen.program import Program, Statement, Variable, product
 from eqtp.problem import TensorProductProblem
@@ -119,7 +119,7 @@ def test_processes_that_start_together(processes: int, cache: Path) -> None:
 
 
 def test_without_a_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability.compiler, "why_unavailable", lambda: "no compiler here")
+    monkeypatch.setattr(compiler, "why_unavailable", lambda: "no compiler here")
     problem = TensorProductProblem.from_instructions("2x1o", "1o", "2x0e", [(0, 0, 0, "uvu", True)])
     operands = torch.randn(4, 6), torch.randn(4, 3), torch.randn(4, 2)
     automatic = channelwise_tensor_product(*operands, problem)
