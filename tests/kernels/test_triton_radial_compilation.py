@@ -1,4 +1,4 @@
-"""The Triton kernels with computed weights, compiled ahead of time: they compile, without spills."""
+"""The Triton kernels with computed weights compile ahead of time, without spills."""
 
 from __future__ import annotations
 
