@@ -137,10 +137,10 @@ def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialL
       `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32 as it is.
     * Four warps and tiles of 16 x 32: four values per thread and tile.
     * One stage: with several, Triton's pipeliner miscompiles some loops with more than one dot.
-    * No kernel of mace-medium and mace-large spills in float32. In float64 some of the widest paths
-      do on sm_90, 2 to 14 registers, one of the second gradient 47; fewer paths do not help.
-    * All 255 registers: left to itself, the assembler spills a few to fit one more program on a
-      multiprocessor, 2 to 12 in 6 of the 17 kernels of mace-medium.
+    * No kernel of mace-medium and mace-large spills in float32 on sm_90. In float64 some of
+      mace-medium do, 2 to 14 registers, one of the second gradient 47; fewer paths do not help.
+    * All 255 registers: left to itself, the assembler spilled 4 to 12 in three kernels of
+      mace-medium to fit one more program on a multiprocessor.
     """
     exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
     return TritonRadialLaunch(

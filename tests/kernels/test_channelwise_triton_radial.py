@@ -129,10 +129,10 @@ class Example:
             "h": (edges, case.hidden),
             "m": (case.hidden, problem.weight_numel),
         }
-        operands = [torch.randn(shape).to(dtype) for shape in shapes.values()]
+        x, y, h, m = (torch.randn(shape).to(dtype) for shape in shapes.values())
         g = torch.randn(num_g, problem.irreps_out.dim).to(dtype)
-        directions = [torch.randn(shape).to(dtype) for shape in shapes.values()]
-        return cls(problem, graph, *operands, g, *directions)
+        v_x, v_y, v_h, v_m = (torch.randn(shape).to(dtype) for shape in shapes.values())
+        return cls(problem, graph, x, y, h, m, g, v_x, v_y, v_h, v_m)
 
     @property
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
