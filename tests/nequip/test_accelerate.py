@@ -56,7 +56,7 @@ def build(**options: Any) -> Any:
         "radial_mlp_width": 8,
         "avg_num_neighbors": 9.0,
         "per_type_energy_scales": 0.7,
-        "per_type_energy_shifts": [-1.0, -2.0, -3.0],
+        "per_type_energy_shifts": {"H": -1.0, "C": -2.0, "O": -3.0},
     }
     return NequIPGNNModel(**(defaults | options))
 
