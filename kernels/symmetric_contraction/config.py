@@ -108,4 +108,4 @@ for many processors with a thousand nodes, at a sixteenth of the weights' size i
 
 TRITON_MAX_COUPLINGS = 2000
 """Non-zero constants of a contraction that are unrolled. With 498 (lmax 3, correlation 3, result
-0e+1o) the kernels of a training step take 22 s of CPU time to compile, once per machine."""
+0e+1o) the kernels of a training step take 19 s of CPU time to compile, once per machine."""

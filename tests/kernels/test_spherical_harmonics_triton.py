@@ -132,15 +132,6 @@ def test_zero_vector_has_the_constant_and_no_derivatives(dtype: torch.dtype) -> 
     assert value[2, 1:].isnan().any()
 
 
-def test_importable_without_triton() -> None:
-    script = (
-        "import sys; sys.modules['triton'] = None; "
-        "import eqtp.kernels.spherical_harmonics._triton as t"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
-
-
 @pytest.mark.parametrize("lmax", range(_triton.MAX_DEGREE + 1))
 def test_kernels_hold_every_degree_once_and_keep_the_limit(lmax: int) -> None:
     parts = _triton._parts(lmax)

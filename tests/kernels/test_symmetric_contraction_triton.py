@@ -181,7 +181,8 @@ def test_results_are_the_same_again_and_for_permuted_nodes() -> None:
 def test_importable_without_triton() -> None:
     script = (
         "import sys; sys.modules['triton'] = None; "
-        "import eqtp.kernels.symmetric_contraction._triton as t"
+        "import eqtp.kernels.symmetric_contraction._triton; "
+        "import eqtp.kernels.spherical_harmonics._triton"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
