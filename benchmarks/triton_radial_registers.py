@@ -23,8 +23,9 @@ from eqtp.benchmarks.triton_registers import (
     _read_cubin,
     problem,
 )
+from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_radial import RadialPass
-from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, LIKE, RadialKernel
+from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
 from eqtp.kernels.channelwise._triton_source import End
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.problem import TensorProductProblem

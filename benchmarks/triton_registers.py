@@ -22,8 +22,9 @@ from typing import Protocol
 
 import torch
 
+from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton import Pass
-from eqtp.kernels.channelwise._triton_source import FUNCTION, LIKE, End, Kernel
+from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.spherical_harmonics import _triton as harmonics
 from eqtp.kernels.symmetric_contraction import _triton as contraction

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import EdgeOrder, Graph, SenderSums
-from eqtp.kernels.channelwise._cpu_source import LIKE, Pass
-from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
+from eqtp.kernels.channelwise._cpu_source import Pass
+from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
 from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE, cpu_chunk_edges
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_generated

@@ -8,23 +8,13 @@ from functools import cached_property
 
 import torch
 
-from eqtp.kernels.channelwise._program import path_program
+from eqtp.kernels.channelwise._program import LIKE, path_program
 from eqtp.kernels.codegen import cpp
 from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 from eqtp.kernels.codegen.program import Program, Statement, Variable
 from eqtp.problem import Path, TensorProductProblem
 
-__all__ = ["LIKE", "Pass"]
-
-LIKE = {
-    **dict.fromkeys(("x", "vx", "grad_x", "grad_x2"), "x"),
-    **dict.fromkeys(("y", "vy", "grad_y", "grad_y2"), "y"),
-    **dict.fromkeys(("w", "vw", "grad_w", "grad_w2"), "w"),
-    **dict.fromkeys(("g", "out", "grad_g2"), "g"),
-    **dict.fromkeys(("h", "vh", "grad_h", "grad_h2"), "h"),
-    **dict.fromkeys(("m", "vm", "grad_m", "grad_m2"), "m"),
-}
-"""The operand that every name is shaped like; w = h m where weights come from a radial network."""
+__all__ = ["Pass"]
 
 
 @dataclass(frozen=True)

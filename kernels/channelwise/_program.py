@@ -18,12 +18,22 @@ from functools import lru_cache
 from eqtp.kernels.codegen.program import Kind, Product, Program, Statement, Variable, product
 from eqtp.so3 import wigner_3j
 
-__all__ = ["FIRST_ORDER", "SECOND_ORDER", "path_program"]
+__all__ = ["FIRST_ORDER", "LIKE", "SECOND_ORDER", "path_program"]
 
 FIRST_ORDER = {"x": "grad_x", "y": "grad_y", "w": "grad_w"}
 """Gradient of T in each operand."""
 SECOND_ORDER = {"g": "grad_g2", "x": "grad_x2", "y": "grad_y2", "w": "grad_w2"}
 """Gradient of T's derivative in the directions vx, vy, vw."""
+
+LIKE = {
+    **dict.fromkeys(("x", "vx", "grad_x", "grad_x2"), "x"),
+    **dict.fromkeys(("y", "vy", "grad_y", "grad_y2"), "y"),
+    **dict.fromkeys(("w", "vw", "grad_w", "grad_w2"), "w"),
+    **dict.fromkeys(("g", "out", "grad_g2"), "g"),
+    **dict.fromkeys(("h", "vh", "grad_h", "grad_h2"), "h"),
+    **dict.fromkeys(("m", "vm", "grad_m", "grad_m2"), "m"),
+}
+"""The operand that every name is shaped like; w = h m where weights come from a radial network."""
 
 
 @lru_cache(maxsize=1024)

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
+from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
 from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
 from eqtp.kernels.channelwise._triton_items import Items, items_of
 from eqtp.kernels.channelwise._triton_radial import (
@@ -48,7 +48,6 @@ from eqtp.kernels.channelwise._triton_radial import (
 )
 from eqtp.kernels.channelwise._triton_source import (
     FUNCTION,
-    LIKE,
     SUM_PIECES,
     SUM_PIECES_FUNCTION,
     End,

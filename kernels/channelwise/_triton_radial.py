@@ -34,9 +34,10 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
+from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
 from eqtp.kernels.channelwise._triton_items import Items, items_of
-from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, LIKE, RadialKernel
+from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
 from eqtp.kernels.channelwise._triton_source import SUM_PIECES, SUM_PIECES_FUNCTION, End
 from eqtp.kernels.channelwise.config import (
     TRITON_RADIAL_PROGRAMS,

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from textwrap import indent
 
-from eqtp.kernels.channelwise._triton_source import LIKE as PRODUCT_LIKE
+from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_source import Kernel
 from eqtp.kernels.codegen.program import Program, Variable
 from eqtp.kernels.codegen.triton import print_statements
 
-__all__ = ["FUNCTION", "LIKE", "RadialKernel"]
-
-LIKE = {
-    **PRODUCT_LIKE,
-    **dict.fromkeys(("h", "vh", "grad_h", "grad_h2"), "h"),
-    **dict.fromkeys(("m", "vm", "grad_m", "grad_m2"), "m"),
-}
-"""The operand that every name is shaped like."""
+__all__ = ["FUNCTION", "RadialKernel"]
 
 FUNCTION = "channelwise_radial"
 

@@ -8,22 +8,14 @@ from functools import cached_property, lru_cache, partial
 from textwrap import indent
 from typing import Literal
 
-from eqtp.kernels.channelwise._program import path_program
+from eqtp.kernels.channelwise._program import LIKE, path_program
 from eqtp.kernels.codegen.program import Program, Variable
 from eqtp.kernels.codegen.triton import print_statements
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["FUNCTION", "LIKE", "SUM_PIECES", "SUM_PIECES_FUNCTION", "End", "Kernel"]
+__all__ = ["FUNCTION", "SUM_PIECES", "SUM_PIECES_FUNCTION", "End", "Kernel"]
 
 End = Literal["receiver", "sender"]
-
-LIKE = {
-    **dict.fromkeys(("x", "vx", "grad_x", "grad_x2"), "x"),
-    **dict.fromkeys(("y", "vy", "grad_y", "grad_y2"), "y"),
-    **dict.fromkeys(("w", "vw", "grad_w", "grad_w2"), "w"),
-    **dict.fromkeys(("g", "out", "grad_g2"), "g"),
-}
-"""The operand that every name of the program is shaped like."""
 
 FUNCTION = "channelwise"
 SUM_PIECES_FUNCTION = "sum_pieces"
