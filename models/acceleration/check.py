@@ -41,7 +41,7 @@ def _check_module(name: str, swap: Swap) -> float:
     swap.module.double()
     with _default_dtype(torch.float64), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        found = _values_and_gradients(swap, swap)
+        found = _values_and_gradients(swap, swap.compared)
         torch.manual_seed(0)
         expected = _values_and_gradients(swap, swap.definition)
     difference = max(_relative(a, b) for a, b in zip(found, expected, strict=True))

@@ -37,6 +37,11 @@ class Swap:
         """The module's own computation."""
         return type(self.module).forward(self.module, *args)
 
+    def compared(self, *args: Any) -> Tensor:
+        """What the comparison calls: the computation as a tensor, on its fast path."""
+        result: Tensor = self(*args)
+        return result
+
     def definition(self, *args: Any) -> Tensor:
         """What the swap must give for `arguments`, by the module's own computation."""
         result: Tensor = self.original(*args)

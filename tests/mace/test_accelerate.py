@@ -256,6 +256,20 @@ def assert_equal_in_float32(found: dict[str, Tensor], expected: dict[str, Tensor
     assert relative(found["stress"], expected["stress"]) < TOLERANCES["stress in float32"]
 
 
+@pytest.mark.parametrize("name", ["residual", "cutoff outside"])
+def test_weights_of_large_graphs_are_never_stored(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(name).mace
+    expected, slopes = observe(model), gradients(model)
+    monkeypatch.setattr(swaps, "MAX_STORED_WEIGHTS", 0)
+    report = eqtp.accelerate(model)
+    assert report.swapped["interactions.0.conv_tp_weights"] == "radial network"
+    monkeypatch.setattr(swaps.Convolution, "weights", None)
+    assert_equal(observe(model), expected, TOLERANCES["float64"])
+    assert_equal(gradients(model), slopes, TOLERANCES["gradients"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
