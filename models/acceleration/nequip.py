@@ -105,9 +105,9 @@ def observe(model: Any) -> list[dict[str, Tensor]] | None:
 
 
 def register() -> None:
-    """Adds the modifier `enable_eqtp` to NequIP; once is enough, more does no harm.
+    """Adds the modifier `enable_eqtp` to NequIP, before it is named in a configuration.
 
-    NequIP calls it by itself where the package's entry point `nequip.extension` is installed.
+    Once is enough, more does no harm.
     """
     scatter = importlib.import_module("nequip.nn._tp_scatter_base").TensorProductScatter
     utilities = importlib.import_module("nequip.nn.model_modifier_utils")

@@ -31,7 +31,7 @@ TOLERANCES = {
     "float64": 1e-10,  # the bar; two orders of summation leave 1e-14
     "gradients": 1e-9,  # the bar, of each parameter's largest gradient
     "float32": 2e-6,  # the bar
-    "stress in float32": 1e-5,  # 2e-6 measured between the two, both rounded
+    "stress in float32": 5e-5,  # both are rounded: 2e-6 measured, 1.4e-5 with pair repulsion
 }
 
 R_MAX = 4.0
@@ -281,7 +281,7 @@ def test_weights_of_large_graphs_are_never_stored(
         {"hidden_irreps": "192x0e+192x1o+192x2e"},
         {"hidden_irreps": "128x0e+128x1o", **elements_89()},
     ],
-    ids=str,
+    ids=lambda shape: shape["hidden_irreps"] + ", 89 elements" * ("atomic_numbers" in shape),
 )
 def test_shapes_of_published_models(shape: dict[str, Any]) -> None:
     kind = "foundation" if "atomic_numbers" in shape else "agnostic"
