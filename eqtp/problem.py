@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 from eqtp.irreps import Irreps
+from eqtp.so3.clebsch_gordan import wigner_3j
 
 __all__ = [
     "IrrepNormalization",
@@ -174,6 +175,12 @@ class TensorProductProblem:
     def weight_numel(self) -> int:
         """Length of the flat weight."""
         return sum(path.weight_numel for path in self.paths)
+
+    @cached_property
+    def num_constants(self) -> int:
+        """Number of constants that are not zero, path by path."""
+        constants = (wigner_3j(*self.degrees(path)).abs() for path in self.paths)
+        return sum(int((values > 1e-14).sum()) for values in constants)
 
     @cached_property
     def dims(self) -> tuple[int, int, int, int]:

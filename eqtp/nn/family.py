@@ -21,21 +21,11 @@ from dataclasses import dataclass
 
 from eqtp.backend import Backend
 from eqtp.kernels.channelwise import supports
+from eqtp.kernels.channelwise.config import MAX_CONSTANTS
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.problem import TensorProductProblem
-from eqtp.so3 import wigner_3j
 
-__all__ = ["FamilyChoice", "count_constants"]
-
-MAX_CONSTANTS = 2000
-"""Beyond this many, code of a product's own takes minutes to compile."""
-
-
-def count_constants(problem: TensorProductProblem) -> int:
-    """Number of constants that are not zero, path by path."""
-    return sum(
-        int((wigner_3j(*problem.degrees(path)).abs() > 1e-14).sum()) for path in problem.paths
-    )
+__all__ = ["FamilyChoice"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class FamilyChoice:
     @classmethod
     def of(cls, problem: TensorProductProblem, backend: Backend) -> FamilyChoice:
         """What the choice depends on."""
-        return cls(supports(problem), count_constants(problem), backend)
+        return cls(supports(problem), problem.num_constants, backend)
 
     def __call__(self, *, on_graph: bool, device: str) -> tuple[str, str]:
         """The family, and why, for operands on a device, with or without a graph."""

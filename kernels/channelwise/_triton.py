@@ -54,14 +54,12 @@ from eqtp.kernels.channelwise._triton_source import (
     Kernel,
 )
 from eqtp.kernels.channelwise.config import (
-    TRITON_MAX_TERMS,
     TRITON_SHARED_PROGRAMS,
     TritonLaunch,
     triton_launch,
 )
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.problem import TensorProductProblem
-from eqtp.so3 import wigner_3j
 
 __all__ = [
     "Pass",
@@ -79,19 +77,7 @@ def why_unsupported(problem: TensorProductProblem, dtype: torch.dtype) -> str | 
     """Why these kernels cannot serve a product; None where they can."""
     if dtype not in ARITHMETIC:
         return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
-    terms = _num_terms(problem)
-    if terms > TRITON_MAX_TERMS:
-        return (
-            f"its kernels are unrolled and take at most {TRITON_MAX_TERMS} non-zero constants, "
-            f"this product has {terms}"
-        )
     return None
-
-
-@lru_cache(maxsize=1024)
-def _num_terms(problem: TensorProductProblem) -> int:
-    degrees = (problem.degrees(path) for path in problem.paths)
-    return sum(int(wigner_3j(*lll).abs().gt(1e-14).sum()) for lll in degrees)
 
 
 def forward(

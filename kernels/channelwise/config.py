@@ -8,7 +8,7 @@ __all__ = [
     "CHUNK_BYTES",
     "CPU_RADIAL_TILE",
     "CPU_TILE",
-    "TRITON_MAX_TERMS",
+    "MAX_CONSTANTS",
     "TRITON_PIECE_EDGES",
     "TRITON_RADIAL_PROGRAMS",
     "TRITON_SHARED_PROGRAMS",
@@ -105,9 +105,11 @@ TRITON_SHARED_PROGRAMS = 1024
 """Programs that sum the gradient of shared weights, each in a row of its own: enough for all of an
 H200's 132 multiprocessors at 8 warps each; the rows of mace-large take 9 MB."""
 
-TRITON_MAX_TERMS = 2000
-"""Non-zero constants of a product that are unrolled. With 1,222 (nequip-benzene) the kernels of the
-gradient take 17 s of CPU time to compile, those of a training step 79 s, once per machine."""
+MAX_CONSTANTS = 2000
+"""Non-zero constants of a product that are unrolled into code of its own. With 1,222
+(nequip-benzene) the Triton kernels of the gradient take 17 s of CPU time to compile, those of a
+training step 79 s, once per machine. On CPUs the general product, which reads tables, serves
+beyond."""
 
 
 @dataclass(frozen=True)

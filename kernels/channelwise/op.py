@@ -10,6 +10,7 @@ from eqtp.backend import Backend, resolve
 from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _ops, reference
+from eqtp.kernels.channelwise.config import MAX_CONSTANTS
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.edges import edges_of
 from eqtp.kernels.tensor_product.op import validate
@@ -143,6 +144,11 @@ def why_not(backend: str, problem: TensorProductProblem, dtype: torch.dtype) -> 
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
     obstacle = why_unavailable(backend)
+    if backend in ("cpu", "triton") and problem.num_constants > MAX_CONSTANTS:
+        return (
+            f"its code is unrolled and takes at most {MAX_CONSTANTS} constants that are not zero, "
+            f"this product has {problem.num_constants}"
+        )
     if backend == "triton" and obstacle is None:
         from eqtp.kernels.channelwise import _triton  # only where it is going to be used
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import channelwise_tensor_product, supports
+from eqtp.kernels.channelwise.config import MAX_CONSTANTS
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.nn import ChannelwiseTensorProduct, FullyConnectedTensorProduct, TensorProduct
-from eqtp.nn.family import MAX_CONSTANTS, count_constants
 from eqtp.problem import TensorProductProblem
 
 TOLERANCES = {  # the project's bars: values and first gradients, second gradients
@@ -70,7 +70,7 @@ def test_catalogue_is_what_it_says() -> None:
         assert len(problem.paths) == entry["paths"]
         assert problem.weight_numel == entry["weight_numel"]
         assert problem.irreps_out.dim == entry["dim_out"]
-        assert count_constants(problem) == entry["cg_nnz_sum"]
+        assert problem.num_constants == entry["cg_nnz_sum"]
 
 
 def graph() -> Graph:
@@ -150,7 +150,7 @@ def test_channelwise_kernels(label: str, on_graph: bool) -> None:
     problem = problem_of(label)
     if not supports(problem):
         pytest.skip("not a channelwise product")
-    backends = ("cpu", "torch") if count_constants(problem) <= MAX_CONSTANTS else ("torch",)
+    backends = ("cpu", "torch") if problem.num_constants <= MAX_CONSTANTS else ("torch",)
     products = {
         backend: lambda *x, b=backend, **options: channelwise_tensor_product(
             *x, backend=b, **options

@@ -371,3 +371,18 @@ def test_rejects_what_is_not_channelwise() -> None:
             CASES["no_edges"].problem,
             backend="triton",
         )
+
+
+def test_large_products_are_not_unrolled() -> None:
+    irreps = "+".join(f"2x{l}e" for l in range(6))
+    paths = [
+        (i, j, k, "uvu", True)
+        for i in range(6)
+        for j in range(6)
+        for k in range(abs(i - j), min(i + j, 5) + 1)
+    ]
+    problem = TensorProductProblem.from_instructions(irreps, "0e+1e+2e+3e+4e+5e", irreps, paths)
+    operands = torch.randn(1, 72), torch.randn(1, 36), torch.randn(1, problem.weight_numel)
+    with pytest.raises(NotImplementedError, match="at most 2000 constants"):
+        channelwise_tensor_product(*operands, problem, backend="cpu")
+    close(KERNEL(*operands, problem), DEFINITION(*operands, problem), torch.float64)
