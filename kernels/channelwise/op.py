@@ -20,7 +20,7 @@ from eqtp.problem import TensorProductProblem
 
 __all__ = ["IMPLEMENTED", "channelwise_tensor_product", "supports", "why_not"]
 
-IMPLEMENTED = ("cpu", "torch", "reference")
+IMPLEMENTED = ("triton", "cpu", "torch", "reference")
 
 
 def supports(problem: TensorProductProblem) -> bool:

@@ -321,9 +321,9 @@ def test_a_trained_mace_conserves_the_energy_of_3bpa(mace: Any) -> None:
     assert abs(result.drift) < TOLERANCES["drift"]
 
 
-def settle(model: Any, frames: list[Atoms], steps: int = 300) -> None:
+def settle(model: Any, frames: list[Atoms], steps: int = 1500) -> None:
     """Trains on forces just long enough that the molecule holds together."""
-    batches = [from_ase(frames[i : i + 5], model.r_max) for i in range(0, 100, 5)]
+    batches = [from_ase(frames[i : i + 5], model.r_max) for i in range(0, 300, 5)]
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
     for step in range(steps):
@@ -333,4 +333,4 @@ def settle(model: Any, frames: list[Atoms], steps: int = 300) -> None:
         loss.backward()
         optimiser.step()
         schedule.step()
-    assert float(loss.detach()) < 0.3**2, "eV/Å"
+    assert float(loss.detach()) < 0.15**2, "eV/Å"
