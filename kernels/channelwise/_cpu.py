@@ -164,7 +164,7 @@ def _run(
         "h": (num_edges, hidden),
         "m": (num_chunks, hidden, weight_numel),
     }
-    summed = {"g", "m", "w"} if shared else {"g", "m"}  # results that kernels add to
+    summed = {"m", "w"} if shared else {"m"}  # results that kernels add to
     results = {
         name: y.new_zeros(shapes[LIKE[name]])
         if LIKE[name] in summed
@@ -183,7 +183,7 @@ def _run(
     tensors = (*operands.values(), *results.values(), *turned, *order, *sums, carry, partial)
     _kernel(kernel_pass)(
         (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
-        (ctypes.c_int64 * 3)(num_edges, chunk, nodes[0]),
+        (ctypes.c_int64 * 4)(num_edges, chunk, *nodes),
         torch.get_num_threads(),
     )
     for name in results:

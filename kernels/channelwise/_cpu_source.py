@@ -101,6 +101,19 @@ class Pass:
             "m": self.hidden * problem.weight_numel,
         }
 
+    @cached_property
+    def streamed(self) -> list[str]:
+        """Operands with a wide row of memory per edge.
+
+        While a tile is computed, the next one's rows are fetched from memory, a line per step and
+        in the order of their addresses, if the edges are sorted as their receivers are. 20,000
+        edges with 64 channels and 17 paths: 16.5 ms so, 19.8 with each path's columns fetched row
+        after row, 22.2 with all of it before the tile (forward, one thread, AMD EPYC, Zen 4).
+        """
+        if self.hidden or self.shared:
+            return []
+        return [name for name in self.operands if LIKE[name] == "w"]
+
     def _tile_type(self) -> str:
         """The arguments, and what a tile keeps of them."""
         dims = ", ".join(f"DIM_{like.upper()} = {dim}" for like, dim in self._dims.items())
@@ -109,6 +122,9 @@ class Pass:
         members = [
             f"    {self._const(name)}real* {name}[TILE];  // {self._place(name)}"
             for name in self._rows
+        ]
+        members += [
+            f"    const real* next_{name};  // where to fetch ahead" for name in self.streamed
         ]
         members += [
             f"    alignas(64) real {name}[DIM_Y][TILE];"
@@ -195,7 +211,7 @@ class Pass:
 
     def _run_tile(self, calls: list[str]) -> str:
         """Fills a tile, calls the paths, and writes the gradients in y."""
-        at_node, at_edge, ahead, after = [], [], [], []
+        at_node, at_edge, after = [], [], []
         for name in self._arguments:
             like, dim = LIKE[name], f"DIM_{LIKE[name].upper()}"
             result = name in self.results
@@ -207,6 +223,7 @@ class Pass:
                 at_edge.append(f"{each} tile.{name}[j][e] = a.{name}[edge * DIM_Y + j];")
             elif like == "g" and result:
                 row = f"node == carried ? carry : a.{name} + node * DIM_G"
+                at_node.append(f"clear(a.{name}, before + 1, node + 1);")
                 at_node.append(f"tile.{name}[n] = {row};")
             elif like == "g":
                 at_node.append(f"tile.{name}[n] = a.{name} + node * DIM_G;")
@@ -226,13 +243,14 @@ class Pass:
             else:
                 row = "edge" if like == "w" else "a.sender[first + e]"
                 at_edge.append(f"tile.{name}[e] = a.{name} + {row} * {dim};")
-                row = "a.edge[next]" if like == "w" else "a.sender[next]"
-                if not result:
-                    ahead.append(f"prefetch<{dim}>(a.{name} + {row} * {dim});")
+                if name in self.streamed:
+                    row = f"a.{name} + a.edge[next] * {dim}"
+                    at_edge.append(f"if (e == 0) tile.next_{name} = {row};")
+                elif not result:
+                    at_edge.append(f"prefetch<{dim}>(a.{name} + a.sender[next] * {dim});")
         return _RUN_TILE.format(
             at_node=_indent(at_node, 12),
             at_edge=_indent(at_edge, 8),
-            ahead=_indent(ahead, 12),
             calls="\n".join(calls),
             after=_indent(after, 8),
         )
@@ -281,6 +299,8 @@ class _PathPrinter:
             else:
                 writes.append(self._write(target, value))
         writes += [self._write(Variable(name), "vec{}") for name in self.missing]
+        fetched = [v.name for v in self._channel_operands if v.name in self.parent.streamed]
+        fetches = [f"__builtin_prefetch(next_{n}), next_{n} += LANES;" for n in fetched]
         return _PATH.format(
             number=self.number,
             mul=self.mul,
@@ -295,7 +315,9 @@ class _PathPrinter:
             sums=_indent((f"vec {v} = {{}};" for v in sums), 8),
             at_node=_indent((self._load(v, "n") for v in at_node), 8),
             at_edge=_indent((self._load(v, "e") for v in at_edge), 12),
-            body=_indent([*body, *writes], 12),
+            begin=_indent((f"const real* next_{name} = tile.next_{name};" for name in fetched), 4),
+            finish=_indent((f"tile.next_{name} = next_{name};" for name in fetched), 4),
+            body=_indent([*fetches, *body, *writes], 12),
             flush=_indent((self._add(v) for v in sums), 8),
         )
 
@@ -407,6 +429,7 @@ static void matrix_product(
 _PATH = """
 template <bool FULL>
 static inline void channels_{number}(Tile& tile{parameter}, int c, int lanes) {{
+{begin}
     for (int n = 0; n < tile.nodes; ++n) {{
 {sums}
 {at_node}
@@ -416,6 +439,7 @@ static inline void channels_{number}(Tile& tile{parameter}, int c, int lanes) {{
         }}
 {flush}
     }}
+{finish}
 }}
 static void path_{number}({arguments}) {{
     constexpr int MUL = {mul}, WHOLE = MUL - MUL % LANES;
@@ -430,6 +454,10 @@ _RUN_TILE = """
 template <int NUMEL> static inline void prefetch(const real* row) {{
     for (int i = 0; i < NUMEL; i += 64 / sizeof(real)) __builtin_prefetch(row + i);
 }}
+// Rows of a result, from one receiver to before another; receivers without edges are among them.
+static inline void clear(real* rows, int64_t first, int64_t end) {{
+    if (first < end) std::memset(rows + first * DIM_G, 0, (end - first) * DIM_G * sizeof(real));
+}}
 static void run_tile(
     const Arguments& a, Tile& tile, int64_t first, int size, int64_t end, int64_t chunk,
     int64_t carried
@@ -439,16 +467,14 @@ static void run_tile(
     tile.nodes = 0;
     for (int e = 0; e < size; ++e) {{
         const int64_t node = a.receiver[first + e], edge = a.edge[first + e];
-        if (e == 0 || node != a.receiver[first + e - 1]) {{
+        const int64_t next = first + e + TILE < end ? first + e + TILE : first + e;
+        const int64_t before = first + e > 0 ? a.receiver[first + e - 1] : -1;
+        if (e == 0 || node != before) {{
             const int n = tile.nodes++;
             tile.start[n] = e;
 {at_node}
         }}
 {at_edge}
-        const int64_t next = first + e + TILE;  // the tile after this one is on its way meanwhile
-        if (next < end) {{
-{ahead}
-        }}
     }}
     tile.start[tile.nodes] = size;
 {calls}
@@ -467,6 +493,7 @@ _RUN = (
     Arguments a;
     std::memcpy(&a, pointers, sizeof a);
     const int64_t edges = sizes[0], chunk_edges = sizes[1], senders = sizes[2];
+    const int64_t receivers = sizes[3];
     const int64_t chunks = (edges + chunk_edges - 1) / chunk_edges;
     auto carried = [&](int64_t begin) -> int64_t {
         const bool inside = begin > 0 && a.receiver[begin] == a.receiver[begin - 1];
@@ -492,6 +519,7 @@ _RUN = (
 )
 
 _RECEIVERS = """\
+    clear(a.{result}, edges > 0 ? a.receiver[edges - 1] + 1 : 0, receivers);
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {{
         const int64_t node = carried(chunk * chunk_edges);
         if (node < 0) continue;
