@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -67,10 +68,13 @@ def alternate(
     samples = {name: Samples() for name in calls}
     for _ in range(repetitions):
         for name, call in calls.items():
+            gc.collect()  # or one contestant's call frees what another left behind
+            gc.disable()
             wall, cpu = time.perf_counter(), time.process_time()
             call()
             samples[name].cpu.append(time.process_time() - cpu)
             samples[name].wall.append(time.perf_counter() - wall)
+            gc.enable()
     return samples
 
 
