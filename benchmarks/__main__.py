@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "channelwise": "the convolution of MACE and NequIP beside e3nn, error beside time",
+    "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
     "training_step": "a MACE training step and evaluation beside mace-torch",
     "accelerate": "a mace-torch model before and after eqtp.accelerate",
     "mace_training": "one hour of 3BPA training beside mace-torch, one core each",

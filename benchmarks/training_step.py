@@ -124,13 +124,13 @@ def peak_memory(hidden: str, contestant: str) -> int:
     step = training_step(models[contestant].float(), collate(frames, torch.float32))
     ctypes.CDLL(None).malloc_trim(0)  # what making the models left behind does not count
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(3):
         step()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """A memory figure of this process from the kernel (Linux), bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
