@@ -75,10 +75,10 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
     torch.manual_seed(0)
     irreps = "+".join(f"{CHANNELS}x{l}{'eo'[l % 2]}" for l in range(4))
     in1 = "+".join(irreps.split("+")[:3])
-    options: dict[str, Any] = {"layout": "ir_mul", "backend": "auto"}
-    tp = eqtp.ChannelwiseTensorProduct(in1, "0e+1o+2e+3o", irreps, **options)
+    harmonics = "0e+1o+2e+3o"
+    tp = eqtp.ChannelwiseTensorProduct(in1, harmonics, irreps, layout="ir_mul")
     torch_tp = eqtp.ChannelwiseTensorProduct(
-        in1, "0e+1o+2e+3o", irreps, **options | {"backend": "torch"}
+        in1, harmonics, irreps, layout="ir_mul", backend="torch"
     )
     src = torch.randint(NUM_NODES, (NUM_EDGES,))
     dst = torch.randint(NUM_NODES, (NUM_EDGES,)).sort().values
@@ -148,7 +148,7 @@ TASKS = {"forward": forward, "forward+backward": forward_backward, "force loss":
 def _e3nn(tp: Any, src: Tensor, dst: Tensor) -> Product:
     from e3nn import o3
 
-    theirs = o3.TensorProduct(
+    theirs: Any = o3.TensorProduct(  # type: ignore[attr-defined, unused-ignore]
         tp.irreps_in1,
         tp.irreps_in2,
         tp.irreps_out,

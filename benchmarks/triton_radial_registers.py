@@ -108,7 +108,7 @@ def main() -> None:
     """Prints the table as Markdown, a line as soon as it is known."""
     import triton
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     mace = ["mace-medium", "mace-large"]
     parser.add_argument("--problems", nargs="*", default=mace, choices=list(PROBLEMS))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -127,10 +127,12 @@ class Launch(Protocol):
     @property
     def num_warps(self) -> int:
         """Warps of a program."""
+        ...
 
     @property
     def num_stages(self) -> int:
         """Stages of Triton's software pipeline."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,9 @@ def compile_harmonics(
     name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
 ) -> Iterator[Usage]:
     """Compiles the kernels of a pass of the spherical harmonics, of normalised vectors."""
-    (what,) = (what for what in harmonics.ARGUMENTS if what == pass_name)
-    types = {**dict.fromkeys(harmonics.ARGUMENTS[what], REALS[dtype]), "num": "i32"}
+    what: Any = pass_name
+    types: dict[str, str] = dict.fromkeys(harmonics.ARGUMENTS[what], REALS[dtype])
+    types["num"] = "i32"
     for source in harmonics.sources(what, HARMONICS[name], "component", True, dtype):
         yield compile_source(source, harmonics.FUNCTION, types, harmonics.LAUNCH, target)
 
@@ -287,7 +290,7 @@ def main() -> None:
 
     names = [*PROBLEMS, *CONTRACTIONS, *HARMONICS]
     passes = sorted({name for problem in names for name in _passes(problem)})
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--problems", nargs="*", default=names, choices=names)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--passes", nargs="*", default=passes, choices=passes)

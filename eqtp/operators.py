@@ -77,7 +77,8 @@ def _apply(function: Any, *args: Any) -> Any:
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*args)
+        beyond: Any = super(torch.autograd.Function, function)
+        return beyond.apply(*args)
 
 
 def below_autograd(op: Any, *args: Any) -> Any:

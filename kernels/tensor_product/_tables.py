@@ -120,8 +120,8 @@ def _lay_out(
 def _steps(irreps: Irreps, index: int, layout: Layout) -> tuple[int, int, int]:
     """First column of a block, and the steps from component to component and channel to channel."""
     mul, ir = irreps[index]
-    steps = (1, ir.dim) if layout == "mul_ir" else (mul, 1)
-    return (irreps.slices()[index].start, *steps)
+    component, channel = (1, ir.dim) if layout == "mul_ir" else (mul, 1)
+    return irreps.slices()[index].start, component, channel
 
 
 def _pair_lists(mode: Mode, mul1: int, mul2: int, swapped: bool) -> dict[str, Tensor]:

@@ -254,13 +254,13 @@ class LinearMap(Swap):
         self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """The map of rows of features."""
-        weight = self.module.weight if weight is None else weight
-        bias = self.module.bias if bias is None else bias
+        matrix: Tensor = self.module.weight if weight is None else weight
+        shift: Tensor = self.module.bias if bias is None else bias
         rows = features.reshape(-1, self.irreps_in.dim)
-        out = linear(to_layout(rows, self.irreps_in, "mul_ir", "ir_mul"), weight, self.problem)
+        out = linear(to_layout(rows, self.irreps_in, "mul_ir", "ir_mul"), matrix, self.problem)
         out = to_layout(out, self.irreps_out, "ir_mul", "mul_ir")
         if self.biases:
-            out = out + self._bias_row(bias)
+            out = out + self._bias_row(shift)
         return out.reshape(*features.shape[:-1], self.irreps_out.dim)
 
     def _bias_row(self, bias: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ written to since counts as a new one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def _kept(tensor: Tensor, key: tuple[object, ...], make: Callable[[], T]) -> T:
     """What `make` gives, made once for this tensor and key; it must not refer to the tensor."""
     if torch.compiler.is_compiling() or tensor.is_inference():
         return make()
-    version, store = _STORE.get(tensor, (None, {}))
+    kept: tuple[Any, dict[Any, Any]] = _STORE.get(tensor) or (None, {})
+    version, store = kept
     if version != tensor._version:
         store = {}
         _STORE[tensor] = tensor._version, store

@@ -27,7 +27,7 @@ def random_structures(numbers: Sequence[int]) -> Iterator[Atoms]:
         sites = sites[torch.randperm(8, generator=generator)[:num_atoms]]
         noise = 0.4 * torch.rand(num_atoms, 3, generator=generator, dtype=torch.float64)
         chosen = torch.randint(len(numbers), (num_atoms,), generator=generator)
-        atoms = Atoms([numbers[i] for i in chosen], positions=(sites + noise).numpy())
+        atoms = Atoms([numbers[i] for i in chosen.tolist()], positions=(sites + noise).numpy())
         if edge is not None:
             atoms.set_cell([[edge, 0, 0], [0.2, edge, 0], [-0.1, 0.3, edge]])
             atoms.pbc = True

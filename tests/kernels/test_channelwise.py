@@ -363,7 +363,7 @@ def test_rejects_what_is_not_channelwise() -> None:
     assert not supports(problem)
     with pytest.raises(ValueError, match="mul 1 in irreps_in2"):
         channelwise_tensor_product(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 4), problem)
-    with pytest.raises(NotImplementedError, match="'triton' runs on cuda tensors, got tensors on 'cpu'"):
+    with pytest.raises(NotImplementedError, match="'triton' runs on cuda tensors"):
         channelwise_tensor_product(
             torch.zeros(1, 6),
             torch.zeros(1, 3),

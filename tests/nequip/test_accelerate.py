@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("nequip", reason="needs an environment with nequip 0.16 or newer")
 
 import eqtp
+from eqtp.models.acceleration import e3nn as e3nn_swaps
 from eqtp.models.acceleration import nequip as swaps
 from eqtp.models.acceleration.swap import swaps_in
 
@@ -127,7 +128,7 @@ def test_it_is_a_modifier_of_nequips_own_kind() -> None:
 def test_a_wrong_sign_is_found_named_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    problem = swaps.product_problem
+    problem = e3nn_swaps.product_problem
 
     def planted(module: Any) -> Any:
         found = problem(module)
