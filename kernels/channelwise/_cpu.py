@@ -37,9 +37,10 @@ from torch import Tensor
 from eqtp.graph import EdgeOrder, Graph, SenderSums
 from eqtp.kernels.channelwise._cpu_source import Pass
 from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
-from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE, cpu_chunk_edges
+from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_generated
+from eqtp.kernels.codegen.edges import chunk_edges
 from eqtp.problem import TensorProductProblem
 
 __all__ = [
@@ -152,7 +153,7 @@ def _run(
     hidden = 0 if h is None else h.shape[1]
     num_edges = y.shape[0]
     shared = w is not None and w.shape[0] != num_edges
-    chunk = cpu_chunk_edges(num_edges)
+    chunk = chunk_edges(num_edges)
     num_chunks = -(-num_edges // chunk)
     nodes = (num_edges, num_edges) if graph is None else (graph.num_src, graph.num_dst)
     dim1, dim2, weight_numel, dim_out = problem.dims

@@ -15,7 +15,6 @@ __all__ = [
     "TritonLaunch",
     "TritonRadialLaunch",
     "chunk_rows",
-    "cpu_chunk_edges",
     "triton_launch",
     "triton_radial_launch",
 ]
@@ -43,12 +42,6 @@ CPU_TILE = 16
 
 CPU_RADIAL_TILE = 32
 """Edges of a tile whose weights are computed: the wider, the less often the matrix is read."""
-
-
-def cpu_chunk_edges(num_edges: int) -> int:
-    """Edges of a chunk: 4 to 32 chunks, for any number of threads."""
-    num_chunks = min(max(num_edges // 2048, 4), 32)
-    return max(1, -(-num_edges // (num_chunks * CPU_TILE))) * CPU_TILE
 
 
 @dataclass(frozen=True)

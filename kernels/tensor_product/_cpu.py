@@ -17,10 +17,10 @@ from torch import Tensor
 from eqtp.graph import EdgeOrder, SenderSums
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
+from eqtp.kernels.codegen.edges import chunk_edges
 from eqtp.kernels.tensor_product._cpu_source import source
 from eqtp.kernels.tensor_product._form import SLOTS, WEIGHT, Form, Term
 from eqtp.kernels.tensor_product._tables import make_tables
-from eqtp.kernels.tensor_product.config import cpu_chunk_rows
 
 __all__ = ["evaluate"]
 
@@ -94,7 +94,7 @@ def _run(
 ) -> dict[int, Tensor]:
     """One call of the kernel; `given` and `wanted` tell the slots of operands and results."""
     tables = make_tables(form.problem, like.dtype, form.layout)
-    chunk = cpu_chunk_rows(form.num_rows)
+    chunk = chunk_edges(form.num_rows)
     order = _order(form)
     sums = _sender_sums(form, chunk if X1 in wanted.values() else None)
     results, carries = {}, {}

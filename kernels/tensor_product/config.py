@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["chunk_rows", "cpu_chunk_rows"]
+__all__ = ["chunk_rows"]
 
 # Forward and backward, ms of CPU time of one thread, float32, for chunks of 1, 2, 4, 8, 16 MiB:
 # DiffDock L=2 rows, 1000: 57 60 65 - 43; FullyConnected 64x0e+16x1o, 2000: 22 16 11 - 9;
@@ -21,12 +21,3 @@ def chunk_rows(bytes_per_row: int, device: str) -> int:
     """Rows that are worked on at a time, given the size of their operands and intermediates."""
     limit = CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES_ELSEWHERE
     return max(MIN_CHUNK_ROWS, limit // max(bytes_per_row, 1))
-
-
-ROWS_PER_TILE = 16
-
-
-def cpu_chunk_rows(num_rows: int) -> int:
-    """Rows of a chunk of the C++ kernel: 4 to 32 chunks of whole tiles, for any threads."""
-    num_chunks = min(max(num_rows // 2048, 4), 32)
-    return max(1, -(-num_rows // (num_chunks * ROWS_PER_TILE))) * ROWS_PER_TILE

@@ -14,11 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _cpu, _ops, channelwise_tensor_product
+from eqtp.kernels.channelwise import _cpu as channelwise_cpu
 from eqtp.kernels.channelwise._triton_items import items_of
-from eqtp.kernels.channelwise.config import cpu_chunk_edges
 from eqtp.kernels.codegen.edges import chunk_edges, edges_of, graph_of
+from eqtp.kernels.tensor_product import _cpu as tensor_product_cpu
 from eqtp.kernels.tensor_product import reference as definition
-from eqtp.kernels.tensor_product.config import cpu_chunk_rows
 from eqtp.nn.tensor_product import TensorProduct
 from eqtp.problem import TensorProductProblem
 
@@ -162,7 +162,8 @@ def test_problem_survives_its_text() -> None:
 def test_families_cut_edges_alike() -> None:
     """Else the sums at senders that ops are given would not be those that kernels ask for."""
     for number in (0, 1, 17, 2048, 100_000, 10_000_000):
-        assert chunk_edges(number) == cpu_chunk_edges(number) == cpu_chunk_rows(number)
+        cut = {module.chunk_edges(number) for module in (channelwise_cpu, tensor_product_cpu)}
+        assert cut == {chunk_edges(number)}
 
 
 @pytest.mark.parametrize("name", ["graph", "rows"])
