@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("eqtp", "kernels", "models", "benchmarks")  # eqtp/ without its links
 HEAVY = (
     *("lightning", "pytorch_lightning", "torch_geometric", "ase", "matplotlib", "pydantic"),
-    *("vesin", "tensorboard", "yaml", "safetensors", "torch._dynamo"),
+    *("vesin", "tensorboard", "yaml", "safetensors", "scipy.integrate", "torch._dynamo"),
 )
 
 FLOORS = {
@@ -27,7 +27,7 @@ FLOORS = {
     "eqtp.kernels": 2,
     "eqtp": 1,
 }
-LOW_FLOORS_NEED = {"eqtp", "torch", "numpy", "e3nn", "jaxtyping", "typing_extensions"}
+LOW_FLOORS_NEED = {"eqtp", "torch", "numpy", "scipy", "e3nn", "jaxtyping", "typing_extensions"}
 
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"yaml": "pyyaml", "torch_geometric": "torch-geometric"}
