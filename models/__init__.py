@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "eqtp.models":
     raise ImportError("import this package as eqtp.models")
 
+from eqtp.models.registry import MODEL_MODULES
+
 if TYPE_CHECKING:
     from eqtp.models.io import load, save
     from eqtp.models.mace import MACE
 
 __all__ = ["MACE", "load", "save"]
 
-_MODULES = {"MACE": "eqtp.models.mace", "load": "eqtp.models.io", "save": "eqtp.models.io"}
+_MODULES = MODEL_MODULES | {"load": "eqtp.models.io", "save": "eqtp.models.io"}
 
 
 def __getattr__(name: str) -> Any:

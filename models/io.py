@@ -2,14 +2,13 @@
 
 The file holds every parameter and persistent buffer, and, as metadata under the key `"eqtp"`, the
 name of the model's class and its hyperparameters. Loading looks the class up by name in
-`MODEL_MODULES`, builds it from the hyperparameters and fills in the tensors: nothing in the file
-is executed, so a file from a stranger can be read.
+`eqtp.models.registry`, builds it from the hyperparameters and fills in the tensors: nothing in
+the file is executed, so a file from a stranger can be read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,14 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from eqtp.models.registry import MODEL_MODULES, model_class
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
 """Version of the file layout; a reader refuses files of a newer one."""
-
-MODEL_MODULES = {"MACE": "eqtp.models.mace"}
-"""Where each class that a file may name is defined; imported only when a file names it."""
 
 _KEY = "eqtp"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -35,7 +33,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes a model to one safetensors file, atomically.
 
     Args:
-        model: A model of a class in `MODEL_MODULES`, with `hyperparameters` that rebuild it.
+        model: A model of a class in `eqtp.models.registry`, with `hyperparameters` that rebuild it.
         path: The file to write, by custom `*.safetensors`; an existing file is replaced only
             once the new one is complete.
 
@@ -117,7 +115,7 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     from eqtp import __version__
 
     name = type(model).__name__
-    if _model_class(name) is not type(model):
+    if name not in MODEL_MODULES or model_class(name) is not type(model):
         raise TypeError(
             f"a saved model must be one of {', '.join(MODEL_MODULES)} itself, got"
             f" {type(model).__module__}.{name}: save the potential, not a wrapper around it"
@@ -212,18 +210,9 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return dict(description)
 
 
-def _model_class(name: str) -> type[nn.Module] | None:
-    """The class that a file may name, or None."""
-    if name not in MODEL_MODULES:
-        return None
-    found: type[nn.Module] = getattr(importlib.import_module(MODEL_MODULES[name]), name)
-    return found
-
-
 def _build(path: Path, description: Mapping[str, Any]) -> nn.Module:
     """The model of a description, its constants in float64, its parameters still random."""
-    model_class = _model_class(description["class"])
-    if model_class is None:
+    if description["class"] not in MODEL_MODULES:
         raise ValueError(
             f"'{path}' holds a model of the unknown class '{description['class']}'; this eqtp"
             f" knows {', '.join(MODEL_MODULES)}: upgrade eqtp if a newer one wrote the file"
@@ -233,7 +222,7 @@ def _build(path: Path, description: Mapping[str, Any]) -> nn.Module:
         # Constants that are not in the file are computed in float64 and then rounded once.
         torch.set_default_dtype(torch.float64)
         with torch.random.fork_rng(devices=[]):
-            return model_class(**description["hyperparameters"])
+            return model_class(description["class"])(**description["hyperparameters"])
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"the hyperparameters in '{path}' do not build a {description['class']} ({error}): the"

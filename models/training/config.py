@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from eqtp.models.training.model_config import (
+    AnyModelConfig,
+    MACEConfig,
+    ModelConfig,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
@@ -48,38 +55,7 @@ def parse_duration(value: Any) -> float | None:
 Minutes = Annotated[PositiveFloat, BeforeValidator(parse_duration)]
 
 
-class _Section(BaseModel):
-    """A part of the config: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MACEConfig(_Section):
-    """Hyperparameters of `eqtp.models.MACE`; what depends on the data is computed from the data.
-
-    Attributes:
-        scale: Factor of the learned energy in eV, or `"rms_forces"`: the training set's RMS force.
-        shift: Energy per atom in eV added to E0s, or `"mean"`: the training set's mean per-atom
-            interaction energy.
-    """
-
-    name: Literal["MACE"] = "MACE"
-    r_max: PositiveFloat = 5.0
-    num_bessel: PositiveInt = 8
-    num_polynomial_cutoff: PositiveInt = 5
-    max_ell: Annotated[int, Field(ge=0)] = 3
-    correlation: Annotated[int, Field(ge=1, le=4)] = 3
-    num_interactions: PositiveInt = 2
-    hidden_irreps: str = "32x0e+32x1o"
-    mlp_irreps: str = "16x0e"
-    radial_mlp: tuple[PositiveInt, ...] = (64, 64, 64)
-    basis: Literal["independent", "mace"] = "independent"
-    backend: Literal["auto", "triton", "cpu", "torch", "reference"] = "auto"
-    scale: float | Literal["rms_forces"] = "rms_forces"
-    shift: float | Literal["mean"] = "mean"
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the labelled frames come from.
 
     Attributes:
@@ -102,7 +78,7 @@ class DataConfig(_Section):
     train_file: str | None = None
     valid_file: str | None = None
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    test_files: dict[str, str] = {}
+    test_files: dict[str, str] = Field(default_factory=dict)
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
@@ -122,7 +98,7 @@ class DataConfig(_Section):
         return self
 
 
-class PhaseConfig(_Section):
+class PhaseConfig(Section):
     """One stage of training; the stage-two recipe of MACE is a second phase.
 
     Attributes:
@@ -151,7 +127,7 @@ class PhaseConfig(_Section):
         return self
 
 
-class SchedulerConfig(_Section):
+class SchedulerConfig(Section):
     """How the learning rate changes with the epochs; it never depends on the clock.
 
     Attributes:
@@ -173,7 +149,7 @@ class SchedulerConfig(_Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """How often `last.ckpt` is written besides the end of each validated epoch.
 
     Attributes:
@@ -185,16 +161,17 @@ class CheckpointConfig(_Section):
     interval_steps: PositiveInt | None = None
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The recipe.
 
     Attributes:
         batch_size: Frames per process and step.
         max_epochs: Epochs of the run.
         max_time: Training stops earlier after this long: minutes or "days:hours:minutes:seconds".
-        optimizer: Adam or its AMSGrad variant.
+        optimizer: Adam, its AMSGrad variant, or AdamW.
         lr: Learning rate.
-        weight_decay: L2 term on `model.weight_decay_parameters()` only.
+        weight_decay: On `model.weight_decay_parameters()` only: an L2 term of the loss, with AdamW
+            the share of the weights that is taken off per step and learning rate.
         ema_decay: Of the exponential moving average of the weights; 0 switches it off.
         clip_grad_norm: Gradients with a larger norm are scaled down to it; None switches it off.
         scheduler: Learning-rate schedule.
@@ -217,7 +194,7 @@ class TrainingConfig(_Section):
     batch_size: PositiveInt = 5
     max_epochs: PositiveInt = 1000
     max_time: Minutes | None = None
-    optimizer: Literal["adam", "amsgrad"] = "amsgrad"
+    optimizer: Literal["adam", "amsgrad", "adamw"] = "amsgrad"
     lr: PositiveFloat = 0.01
     weight_decay: NonNegativeFloat = 5e-7
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -267,14 +244,14 @@ class TrainingConfig(_Section):
         ]
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that defines a run.
 
     Attributes:
         run_dir: Folder for the run's files; None: `runs/<name of the config>`.
     """
 
-    model: MACEConfig = MACEConfig()
+    model: AnyModelConfig = MACEConfig()
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -392,12 +369,15 @@ def _explain(error: ValidationError, source: str) -> str:
     """One sentence per problem; unknown keys come with the nearest known ones."""
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
+        location, model = _without_tag([str(part) for part in problem["loc"]])
         key = ".".join(location)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}: {_hint(location)}")
+            lines.append(f"unknown key {key!r}: {_hint(location, model)}")
         elif problem["type"] == "missing":
             lines.append(f"{key!r} is missing")
+        elif problem["type"] == "union_tag_invalid":
+            got = problem["ctx"]["tag"]
+            lines.append(f"{key}.name must be one of {', '.join(_model_configs())}, got {got!r}")
         elif problem["type"] == "value_error":
             lines.append(problem["msg"].removeprefix("Value error, "))
         else:
@@ -405,9 +385,19 @@ def _explain(error: ValidationError, source: str) -> str:
     return f"{source}: " + "; ".join(dict.fromkeys(lines))
 
 
-def _hint(location: Sequence[str]) -> str:
+def _without_tag(location: list[str]) -> tuple[list[str], str | None]:
+    """The location as the user knows it, and the model whose fields it speaks of.
+
+    Below `model`, pydantic names the class that it chose.
+    """
+    if location[:1] == ["model"] and location[1:2] and location[1] in _model_configs():
+        return [location[0], *location[2:]], location[1]
+    return location, None
+
+
+def _hint(location: Sequence[str], model: str | None) -> str:
     """The nearest known keys, and those of the section the unknown key stands in."""
-    known = known_keys()
+    known = known_keys(model)
     last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     nearest = [last[name] for name in difflib.get_close_matches(location[-1], last, n=2)]
     section = ".".join("0" if part.isdigit() else part for part in location[:-1])
@@ -418,15 +408,39 @@ def _hint(location: Sequence[str]) -> str:
     return f"{question}known here: {', '.join(dict.fromkeys(siblings))}"
 
 
-def known_keys() -> list[str]:
-    """Every dotted key of the schema; list entries appear as position 0."""
-    return list(_keys(Config, ""))
+def known_keys(model: str | None = None) -> list[str]:
+    """Every dotted key of the schema; list entries appear as position 0.
+
+    Args:
+        model: Name of the model whose hyperparameters are listed; None lists those of all.
+    """
+    chosen = _model_configs()
+    shown = list(chosen.values()) if model is None else [chosen[model]]
+    keys = _keys(Config, "", tuple(shown))
+    return list(dict.fromkeys(keys))
 
 
-def _keys(section: type[BaseModel], prefix: str) -> Iterable[str]:
+def _model_configs() -> dict[str, type[ModelConfig]]:
+    """The class of every model's section, by the model's name."""
+    found = _sections(Config.model_fields["model"].annotation)
+    classes = [kind for kind in found if issubclass(kind, ModelConfig)]
+    return {kind.model_fields["name"].default: kind for kind in classes}
+
+
+def _keys(
+    section: type[BaseModel], prefix: str, models: tuple[type[ModelConfig], ...]
+) -> Iterable[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                listed = get_args(field.annotation)[-1:] == (Ellipsis,)
-                yield from _keys(kind, f"{prefix}{name}.0." if listed else f"{prefix}{name}.")
+        for kind in _sections(field.annotation):
+            if issubclass(kind, ModelConfig) and kind not in models:
+                continue
+            listed = get_args(field.annotation)[-1:] == (Ellipsis,)
+            yield from _keys(kind, f"{prefix}{name}.0." if listed else f"{prefix}{name}.", models)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _sections(part)]

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from eqtp.models.training.batches import TrainingBatches
 from eqtp.models.training.checkpoint import random_states, set_random_states
@@ -105,7 +105,8 @@ class TrainingModule(LightningModule):
             {"params": decayed, "weight_decay": training.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
-        return Adam(
+        kind = AdamW if training.optimizer == "adamw" else Adam
+        return kind(
             [group for group in groups if group["params"]],
             lr=training.lr,
             amsgrad=training.optimizer == "amsgrad",

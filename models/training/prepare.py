@@ -12,11 +12,12 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import nn
 
-import eqtp.models
-from eqtp.models.training.config import Config, MACEConfig
+from eqtp.models.registry import model_class
+from eqtp.models.training.config import Config
 from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.datasets import Splits, load_files, load_named
 from eqtp.models.training.labels import LabelKeys
+from eqtp.models.training.model_config import ModelConfig
 from eqtp.models.training.statistics import Statistics, atomic_energies, statistics
 from eqtp.models.training.structure import Structure
 
@@ -127,11 +128,10 @@ def _symbols(numbers: set[int]) -> str:
     return ", ".join(chemical_symbols[z] for z in sorted(numbers))
 
 
-def build_model(config: MACEConfig, energies: dict[int, float], figures: Statistics) -> nn.Module:
+def build_model(config: ModelConfig, energies: dict[int, float], figures: Statistics) -> nn.Module:
     """The model of a config, with what its data say."""
     options = config.model_dump(exclude={"name", "scale", "shift"})
-    model_class = getattr(eqtp.models, config.name)
-    model: nn.Module = model_class(
+    return model_class(config.name)(
         atomic_numbers=list(energies),
         atomic_energies=list(energies.values()),
         avg_num_neighbors=figures.avg_num_neighbors,
@@ -139,4 +139,3 @@ def build_model(config: MACEConfig, energies: dict[int, float], figures: Statist
         shift=figures.shift if config.shift == "mean" else config.shift,
         **options,
     )
-    return model

@@ -70,9 +70,9 @@ class MorsePotential(nn.Module):
 @pytest.fixture
 def morse_class(monkeypatch: pytest.MonkeyPatch) -> type[MorsePotential]:
     """The class itself, known to `save` and `load` by its name."""
-    from eqtp.models import io
+    from eqtp.models import registry
 
-    monkeypatch.setitem(io.MODEL_MODULES, "MorsePotential", MorsePotential.__module__)
+    monkeypatch.setitem(registry.MODEL_MODULES, "MorsePotential", MorsePotential.__module__)
     return MorsePotential
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from eqtp.models.registry import MODEL_MODULES, model_class
 from eqtp.models.training.config import load_config, parse_config, presets
+from eqtp.models.training.model_config import AnyModelConfig, ESCNConfig, MACEConfig
 
 MINIMAL = {"data": {"train_file": "train.xyz"}}
 
@@ -39,6 +43,7 @@ def test_overrides_are_typed_and_reach_every_depth() -> None:
         source="test",
     )
     assert config.training.lr == 0.005
+    assert isinstance(config.model, MACEConfig)
     assert config.model.hidden_irreps == "8x0e"
     assert config.training.scheduler.gamma == 0.9
     assert config.data.e0s == {"H": -13.6}
@@ -54,6 +59,13 @@ def test_overrides_are_typed_and_reach_every_depth() -> None:
     [
         ("training.learning_rate=1", "unknown key 'training.learning_rate'.*known here:.* lr,"),
         ("model.hiden_irreps=8x0e", "did you mean model.hidden_irreps"),
+        (
+            "model={name: ESCN, channel: 8}",
+            "'model.channel': did you mean model.chan",
+        ),
+        ("model={name: ESCN, correlation: 2}", "unknown key 'model.correlation'.*lmax, m_max"),
+        ("model={name: ESCN, channels: 0}", "model.channels: .*greater than 0.*got 0"),
+        ("model.name=Mace", "model.name must be one of MACE, ESCN.*got 'Mace'"),
         ("trainin.lr=1", "unknown key 'trainin': did you mean training"),
         ("lr=1", "did you mean training.lr"),
         ("training.phases=[{strat: 0}]", "did you mean training.phases.0.start"),
@@ -79,6 +91,30 @@ def test_a_wrong_override_is_refused_with_rule_and_remedy(override: str, expecte
     raw = {"data": dict(MINIMAL["data"]), "training": {"lr": 0.01}}
     with pytest.raises(ValueError, match=f"(?s){expected}"):
         parse_config(raw, [override], source="test")
+
+
+def test_a_model_is_chosen_by_its_name() -> None:
+    raw = {**MINIMAL, "model": {"name": "ESCN"}}
+    config = parse_config(raw, ["model.lmax=4", "model.r_max=6"], source="test")
+    assert isinstance(config.model, ESCNConfig)
+    assert (config.model.lmax, config.model.r_max) == (4, 6.0)
+    assert config.model.scale == "rms_forces"
+    assert parse_config(dict(MINIMAL), source="test").model.name == "MACE"
+
+
+def test_every_model_has_a_config_and_every_config_a_model() -> None:
+    """The fields, `name` apart, are arguments of the class, with the same defaults."""
+    configs = get_args(get_args(AnyModelConfig)[0])
+    sections = {get_args(one)[0].model_fields["name"].default: get_args(one)[0] for one in configs}
+    assert set(MODEL_MODULES) <= set(sections)
+    for name in MODEL_MODULES:
+        section = sections[name]
+        arguments = inspect.signature(model_class(name)).parameters
+        data = {"atomic_numbers", "atomic_energies", "avg_num_neighbors"}
+        assert set(arguments) - data == set(section.model_fields) - {"name"}
+        for key, field in section.model_fields.items():
+            if key not in ("name", "scale", "shift"):
+                assert field.default == arguments[key].default, key
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
