@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         SphericalHarmonics,
         SymmetricContraction,
         TensorProduct,
-        TensorReadout,
     )
 
 __version__ = "0.1.0"
@@ -45,7 +44,6 @@ __all__ = [
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
-    "TensorReadout",
     "__version__",
     "accelerate",
     "accelerated",
@@ -59,6 +57,7 @@ _PACKAGES = ("kernels", "models", "so3")
 _LATER = {
     "PathGate": "learned sparse paths",
     "SO2Convolution": "SO(2)-reduced convolutions",
+    "TensorReadout": "tensor-valued readouts",
 }
 _MODULES = {
     "Calculator": "eqtp.models.calculator",

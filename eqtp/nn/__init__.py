@@ -13,7 +13,6 @@ from .standard_products import (
 )
 from .symmetric_contraction import SymmetricContraction
 from .tensor_product import TensorProduct
-from .tensor_readout import TensorReadout
 
 __all__ = [
     "ChannelwiseTensorProduct",
@@ -25,5 +24,4 @@ __all__ = [
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
-    "TensorReadout",
 ]

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
+from eqtp.kernels.channelwise import channelwise_tensor_product
+from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import Layout, check_layout
-from eqtp.methods import WeightRank
+from eqtp.methods import WeightRank, get_method
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, TensorProductProblem
 
-from .evaluators import Evaluation, Evaluator, make_evaluator
+from .explanation import explain
+from .family import FamilyChoice
 
 __all__ = ["TensorProduct"]
 
@@ -44,8 +47,6 @@ class TensorProduct(nn.Module):
         method: How the paths are computed; see `eqtp.methods`.
         backend: Which implementation runs; see `eqtp.backend`.
         layout: Memory order of x1, x2 and the result.
-        evaluation: For the Gaunt methods: how functions on the sphere are multiplied.
-        passes: For the Gaunt methods: number of independently weighted products that are summed.
         in1_var: Variance of each block of x1, 1 by default.
         in2_var: Variance of each block of x2, 1 by default.
         out_var: Wanted variance of each block of the result, 1 by default.
@@ -77,8 +78,6 @@ class TensorProduct(nn.Module):
         method: str = "cg",
         backend: Backend = "auto",
         layout: Layout = "mul_ir",
-        evaluation: Evaluation = "auto",
-        passes: int = 1,
         in1_var: Sequence[float] | None = None,
         in2_var: Sequence[float] | None = None,
         out_var: Sequence[float] | None = None,
@@ -97,39 +96,35 @@ class TensorProduct(nn.Module):
         )
         self.irrep_normalization = irrep_normalization
         self.path_normalization = path_normalization
-        check_layout(layout)
-        evaluator = make_evaluator(
-            method, problem, backend=backend, layout=layout, evaluation=evaluation, passes=passes
-        )
-        self._set_up(evaluator, internal_weights, shared_weights)
+        self._set_up(problem, internal_weights, shared_weights, method, backend, layout)
 
     def _set_up(
-        self, evaluator: Evaluator, internal_weights: bool | None, shared_weights: bool | None
+        self,
+        problem: TensorProductProblem,
+        internal_weights: bool | None,
+        shared_weights: bool | None,
+        method: str,
+        backend: Backend,
+        layout: Layout,
     ) -> None:
         """Everything but the problem's own arguments; e3nn's defaults for the weights."""
-        weight_numel = evaluator.weight_numel
+        check_layout(layout)
         if internal_weights is None:
-            internal_weights = shared_weights is not False and weight_numel > 0
+            internal_weights = shared_weights is not False and problem.weight_numel > 0
         self.shared_weights = True if shared_weights is None else shared_weights
         if internal_weights and not self.shared_weights:
             raise ValueError(
                 "internal_weights=True needs shared_weights=True: the module cannot own a weight "
                 "for every row; pass internal_weights=False and the weights to forward"
             )
-        self.evaluator = evaluator
+        self.problem = problem
         self.internal_weights = internal_weights
-        weight = nn.Parameter(torch.randn(weight_numel)) if internal_weights else None
-        self.register_parameter("weight", weight if weight_numel > 0 else None)
-
-    @property
-    def problem(self) -> TensorProductProblem:
-        """The description of the product."""
-        return self.evaluator.problem
-
-    @property
-    def layout(self) -> Layout:
-        """Memory order of x1, x2 and the result."""
-        return self.evaluator.layout
+        self.method = get_method(method)
+        self.backend: Backend = backend
+        self.layout: Layout = layout
+        self._choose_family = FamilyChoice.of(problem, backend)
+        weight = nn.Parameter(torch.randn(problem.weight_numel)) if internal_weights else None
+        self.register_parameter("weight", weight if problem.weight_numel > 0 else None)
 
     @property
     def irreps_in1(self) -> Irreps:
@@ -154,17 +149,18 @@ class TensorProduct(nn.Module):
     @property
     def weight_numel(self) -> int:
         """Length of the flat weight."""
-        return self.evaluator.weight_numel
+        return self.problem.weight_numel
 
     @property
     def family(self) -> str:
         """The kernel family that serves graphs where the module's weights are; see `explain`."""
-        return self.evaluator.family("cpu" if self.weight is None else self.weight.device.type)
+        device = "cpu" if self.weight is None else self.weight.device.type
+        return self._choose_family(on_graph=True, device=device)[0]
 
     @property
     def weight_rank(self) -> WeightRank:
         """Whether every path has weights of its own ("full") or not ("separable")."""
-        return self.evaluator.method.weight_rank
+        return self.method.weight_rank
 
     def forward(
         self,
@@ -193,26 +189,51 @@ class TensorProduct(nn.Module):
             ValueError: A shape breaks the rules, or weights are missing or given twice.
             TypeError: Operands differ in dtype or device.
         """
-        if radial is None:
-            weight = self._resolve_weight(weight)
-        else:
+        on_graph = graph is not None
+        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
+        if radial is not None and family == "channelwise" and on_graph:
             self._check_radial(weight, radial)
+            return channelwise_tensor_product(
+                x1,
+                x2,
+                None,
+                self.problem,
+                radial=radial,
+                graph=graph,
+                layout=self.layout,
+                backend=self.backend,
+            )
+        weight = self._resolve_weight(weight, radial)
         if graph is not None:
-            return self.evaluator(x1, x2, weight, graph=graph, radial=radial)
+            return self._product(x1, x2, weight, graph)
         batch = _broadcast(x1, x2, weight)
         rows = math.prod(batch)
         if weight is not None and weight.ndim > 1:
             weight = weight.expand(*batch, weight.shape[-1]).reshape(rows, weight.shape[-1])
-        out = self.evaluator(
+        out = self._product(
             x1.expand(*batch, x1.shape[-1]).reshape(rows, x1.shape[-1]),
             x2.expand(*batch, x2.shape[-1]).reshape(rows, x2.shape[-1]),
             weight,
-            graph=None,
-            radial=radial,
+            None,
         )
         return out.reshape(*batch, out.shape[-1])
 
-    def _resolve_weight(self, weight: Tensor | None) -> Tensor | None:
+    def _product(
+        self, x1: Tensor, x2: Tensor, weight: Tensor | None, graph: Graph | None
+    ) -> Tensor:
+        on_graph = graph is not None
+        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
+        product = channelwise_tensor_product if family == "channelwise" else tensor_product
+        return product(
+            x1, x2, weight, self.problem, graph=graph, layout=self.layout, backend=self.backend
+        )
+
+    def _resolve_weight(
+        self, weight: Tensor | None, radial: tuple[Tensor, Tensor] | None
+    ) -> Tensor | None:
+        if radial is not None:
+            self._check_radial(weight, radial)
+            return radial[0] @ radial[1]
         if weight is None:
             weight = self.weight
         if weight is not None and weight.ndim < 2 and not self.shared_weights:
@@ -234,7 +255,7 @@ class TensorProduct(nn.Module):
 
     def effective_path_weights(
         self, weight: Float[Tensor, "*rows weight_numel"] | None = None
-    ) -> Float[Tensor, "*rows path_weight_numel"]:
+    ) -> Float[Tensor, "*rows weight_numel"]:
         """Weights of the "cg" product with the same instructions that give the same result.
 
         Args:
@@ -250,7 +271,7 @@ class TensorProduct(nn.Module):
             raise ValueError(
                 f"weight must have {self.weight_numel} columns, got shape {tuple(weight.shape)}"
             )
-        return self.evaluator.effective_path_weights(weight)
+        return weight
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """The weights of one path, in the path's own shape, as in e3nn.
@@ -284,15 +305,28 @@ class TensorProduct(nn.Module):
         nn.Module.__init__(pruned)
         pruned.irrep_normalization = self.irrep_normalization
         pruned.path_normalization = self.path_normalization
-        pruned._set_up(self.evaluator.prune(keep), self.internal_weights, self.shared_weights)
+        pruned._set_up(
+            self.problem.prune(keep),
+            self.internal_weights,
+            self.shared_weights,
+            self.method.name,
+            self.backend,
+            self.layout,
+        )
         if self.weight is not None and pruned.weight is not None:
-            weight = self.evaluator.prune_weight(self.weight, keep)
-            pruned.weight = nn.Parameter(weight.detach().clone())
+            parts = [self.weight[self.problem.paths[i].weight_slice] for i in sorted(keep)]
+            pruned.weight = nn.Parameter(torch.cat(parts).detach().clone())
         return pruned
 
     def explain(self) -> str:
         """What runs and why: method, kernel family, backend, flops and bytes of a row."""
-        return self.evaluator.explain(str(self), self.weight)
+        return explain(
+            self.problem,
+            title=str(self),
+            method=self.method,
+            choose_family=self._choose_family,
+            like=self.weight,
+        )
 
     def __repr__(self) -> str:
         return (
