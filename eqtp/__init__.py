@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SphericalHarmonics,
         SymmetricContraction,
         TensorProduct,
+        TensorReadout,
     )
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
+    "TensorReadout",
     "__version__",
     "accelerate",
     "accelerated",
@@ -57,7 +59,6 @@ _PACKAGES = ("kernels", "models", "so3")
 _LATER = {
     "PathGate": "learned sparse paths",
     "SO2Convolution": "SO(2)-reduced convolutions",
-    "TensorReadout": "tensor-valued readouts",
 }
 _MODULES = {
     "Calculator": "eqtp.models.calculator",

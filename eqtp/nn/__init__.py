@@ -13,6 +13,7 @@ from .standard_products import (
 )
 from .symmetric_contraction import SymmetricContraction
 from .tensor_product import TensorProduct
+from .tensor_readout import TensorReadout
 
 __all__ = [
     "ChannelwiseTensorProduct",
@@ -24,4 +25,5 @@ __all__ = [
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
+    "TensorReadout",
 ]

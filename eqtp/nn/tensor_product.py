@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.channelwise import channelwise_tensor_product
-from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import Layout, check_layout
-from eqtp.methods import WeightRank, get_method
+from eqtp.methods import WeightRank
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, TensorProductProblem
 
-from .explanation import explain
-from .family import FamilyChoice
+from .evaluators import Evaluation, Evaluator, make_evaluator
 
 __all__ = ["TensorProduct"]
 
@@ -47,6 +44,8 @@ class TensorProduct(nn.Module):
         method: How the paths are computed; see `eqtp.methods`.
         backend: Which implementation runs; see `eqtp.backend`.
         layout: Memory order of x1, x2 and the result.
+        evaluation: For the Gaunt methods: how functions on the sphere are multiplied.
+        passes: For the Gaunt methods: number of independently weighted products that are summed.
         in1_var: Variance of each block of x1, 1 by default.
         in2_var: Variance of each block of x2, 1 by default.
         out_var: Wanted variance of each block of the result, 1 by default.
@@ -78,6 +77,8 @@ class TensorProduct(nn.Module):
         method: str = "cg",
         backend: Backend = "auto",
         layout: Layout = "mul_ir",
+        evaluation: Evaluation = "auto",
+        passes: int = 1,
         in1_var: Sequence[float] | None = None,
         in2_var: Sequence[float] | None = None,
         out_var: Sequence[float] | None = None,
@@ -96,35 +97,39 @@ class TensorProduct(nn.Module):
         )
         self.irrep_normalization = irrep_normalization
         self.path_normalization = path_normalization
-        self._set_up(problem, internal_weights, shared_weights, method, backend, layout)
+        check_layout(layout)
+        evaluator = make_evaluator(
+            method, problem, backend=backend, layout=layout, evaluation=evaluation, passes=passes
+        )
+        self._set_up(evaluator, internal_weights, shared_weights)
 
     def _set_up(
-        self,
-        problem: TensorProductProblem,
-        internal_weights: bool | None,
-        shared_weights: bool | None,
-        method: str,
-        backend: Backend,
-        layout: Layout,
+        self, evaluator: Evaluator, internal_weights: bool | None, shared_weights: bool | None
     ) -> None:
         """Everything but the problem's own arguments; e3nn's defaults for the weights."""
-        check_layout(layout)
+        weight_numel = evaluator.weight_numel
         if internal_weights is None:
-            internal_weights = shared_weights is not False and problem.weight_numel > 0
+            internal_weights = shared_weights is not False and weight_numel > 0
         self.shared_weights = True if shared_weights is None else shared_weights
         if internal_weights and not self.shared_weights:
             raise ValueError(
                 "internal_weights=True needs shared_weights=True: the module cannot own a weight "
                 "for every row; pass internal_weights=False and the weights to forward"
             )
-        self.problem = problem
+        self.evaluator = evaluator
         self.internal_weights = internal_weights
-        self.method = get_method(method)
-        self.backend: Backend = backend
-        self.layout: Layout = layout
-        self._choose_family = FamilyChoice.of(problem, backend)
-        weight = nn.Parameter(torch.randn(problem.weight_numel)) if internal_weights else None
-        self.register_parameter("weight", weight if problem.weight_numel > 0 else None)
+        weight = nn.Parameter(torch.randn(weight_numel)) if internal_weights else None
+        self.register_parameter("weight", weight if weight_numel > 0 else None)
+
+    @property
+    def problem(self) -> TensorProductProblem:
+        """The description of the product."""
+        return self.evaluator.problem
+
+    @property
+    def layout(self) -> Layout:
+        """Memory order of x1, x2 and the result."""
+        return self.evaluator.layout
 
     @property
     def irreps_in1(self) -> Irreps:
@@ -149,18 +154,17 @@ class TensorProduct(nn.Module):
     @property
     def weight_numel(self) -> int:
         """Length of the flat weight."""
-        return self.problem.weight_numel
+        return self.evaluator.weight_numel
 
     @property
     def family(self) -> str:
         """The kernel family that serves graphs where the module's weights are; see `explain`."""
-        device = "cpu" if self.weight is None else self.weight.device.type
-        return self._choose_family(on_graph=True, device=device)[0]
+        return self.evaluator.family("cpu" if self.weight is None else self.weight.device.type)
 
     @property
     def weight_rank(self) -> WeightRank:
         """Whether every path has weights of its own ("full") or not ("separable")."""
-        return self.method.weight_rank
+        return self.evaluator.method.weight_rank
 
     def forward(
         self,
@@ -189,51 +193,26 @@ class TensorProduct(nn.Module):
             ValueError: A shape breaks the rules, or weights are missing or given twice.
             TypeError: Operands differ in dtype or device.
         """
-        on_graph = graph is not None
-        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
-        if radial is not None and family == "channelwise" and on_graph:
+        if radial is None:
+            weight = self._resolve_weight(weight)
+        else:
             self._check_radial(weight, radial)
-            return channelwise_tensor_product(
-                x1,
-                x2,
-                None,
-                self.problem,
-                radial=radial,
-                graph=graph,
-                layout=self.layout,
-                backend=self.backend,
-            )
-        weight = self._resolve_weight(weight, radial)
         if graph is not None:
-            return self._product(x1, x2, weight, graph)
+            return self.evaluator(x1, x2, weight, graph=graph, radial=radial)
         batch = _broadcast(x1, x2, weight)
         rows = math.prod(batch)
         if weight is not None and weight.ndim > 1:
             weight = weight.expand(*batch, weight.shape[-1]).reshape(rows, weight.shape[-1])
-        out = self._product(
+        out = self.evaluator(
             x1.expand(*batch, x1.shape[-1]).reshape(rows, x1.shape[-1]),
             x2.expand(*batch, x2.shape[-1]).reshape(rows, x2.shape[-1]),
             weight,
-            None,
+            graph=None,
+            radial=radial,
         )
         return out.reshape(*batch, out.shape[-1])
 
-    def _product(
-        self, x1: Tensor, x2: Tensor, weight: Tensor | None, graph: Graph | None
-    ) -> Tensor:
-        on_graph = graph is not None
-        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
-        product = channelwise_tensor_product if family == "channelwise" else tensor_product
-        return product(
-            x1, x2, weight, self.problem, graph=graph, layout=self.layout, backend=self.backend
-        )
-
-    def _resolve_weight(
-        self, weight: Tensor | None, radial: tuple[Tensor, Tensor] | None
-    ) -> Tensor | None:
-        if radial is not None:
-            self._check_radial(weight, radial)
-            return radial[0] @ radial[1]
+    def _resolve_weight(self, weight: Tensor | None) -> Tensor | None:
         if weight is None:
             weight = self.weight
         if weight is not None and weight.ndim < 2 and not self.shared_weights:
@@ -255,7 +234,7 @@ class TensorProduct(nn.Module):
 
     def effective_path_weights(
         self, weight: Float[Tensor, "*rows weight_numel"] | None = None
-    ) -> Float[Tensor, "*rows weight_numel"]:
+    ) -> Float[Tensor, "*rows path_weight_numel"]:
         """Weights of the "cg" product with the same instructions that give the same result.
 
         Args:
@@ -271,7 +250,7 @@ class TensorProduct(nn.Module):
             raise ValueError(
                 f"weight must have {self.weight_numel} columns, got shape {tuple(weight.shape)}"
             )
-        return weight
+        return self.evaluator.effective_path_weights(weight)
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """The weights of one path, in the path's own shape, as in e3nn.
@@ -305,28 +284,15 @@ class TensorProduct(nn.Module):
         nn.Module.__init__(pruned)
         pruned.irrep_normalization = self.irrep_normalization
         pruned.path_normalization = self.path_normalization
-        pruned._set_up(
-            self.problem.prune(keep),
-            self.internal_weights,
-            self.shared_weights,
-            self.method.name,
-            self.backend,
-            self.layout,
-        )
+        pruned._set_up(self.evaluator.prune(keep), self.internal_weights, self.shared_weights)
         if self.weight is not None and pruned.weight is not None:
-            parts = [self.weight[self.problem.paths[i].weight_slice] for i in sorted(keep)]
-            pruned.weight = nn.Parameter(torch.cat(parts).detach().clone())
+            weight = self.evaluator.prune_weight(self.weight, keep)
+            pruned.weight = nn.Parameter(weight.detach().clone())
         return pruned
 
     def explain(self) -> str:
         """What runs and why: method, kernel family, backend, flops and bytes of a row."""
-        return explain(
-            self.problem,
-            title=str(self),
-            method=self.method,
-            choose_family=self._choose_family,
-            like=self.weight,
-        )
+        return self.evaluator.explain(str(self), self.weight)
 
     def __repr__(self) -> str:
         return (

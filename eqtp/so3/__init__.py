@@ -14,13 +14,34 @@ from typing import TYPE_CHECKING
 
 from eqtp.so3.clebsch_gordan import wigner_3j
 from eqtp.so3.gaunt_coefficients import gaunt
+from eqtp.so3.index_symmetry import (
+    TensorSymmetry,
+    irreps_to_tensor,
+    tensor_irreps,
+    tensor_symmetry,
+    tensor_to_irreps,
+)
+from eqtp.so3.orbital_blocks import expand, reduce
 from eqtp.so3.rotation import rand_matrix
 from eqtp.so3.wigner_d import wigner_D
 
 if TYPE_CHECKING:
     from eqtp.kernels.spherical_harmonics import spherical_harmonics
 
-__all__ = ["gaunt", "rand_matrix", "spherical_harmonics", "wigner_3j", "wigner_D"]
+__all__ = [
+    "TensorSymmetry",
+    "expand",
+    "gaunt",
+    "irreps_to_tensor",
+    "rand_matrix",
+    "reduce",
+    "spherical_harmonics",
+    "tensor_irreps",
+    "tensor_symmetry",
+    "tensor_to_irreps",
+    "wigner_3j",
+    "wigner_D",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -31,8 +31,10 @@ __all__ = [
     "SphereGrid",
     "analysis_matrix",
     "fourier_factors",
+    "gradient_factors",
     "gradient_matrices",
     "legendre_factors",
+    "polar_functions",
     "product_grid",
     "sphere_grid",
     "synthesis_matrix",
@@ -212,6 +214,16 @@ def gradient_matrices(
     return _scale(normalization) * torch.stack([along_beta, along_alpha])
 
 
+def polar_functions(
+    lmax: int, cosine: Float64[Tensor, " points"], sine: Float64[Tensor, " points"]
+) -> Float64[Tensor, "points {(lmax+1)**2}"]:
+    """P_lm(beta) of "component" harmonics, P_lm = P_l-m; a negative sine continues it past a pole.
+
+    Y_lm = P_lm(beta) cos(m alpha) for m >= 0 and P_lm(beta) sin(|m| alpha) for m < 0.
+    """
+    return _legendre(lmax, cosine, sine)[0]
+
+
 def legendre_factors(
     grid: SphereGrid, lmax: int, normalization: GridNormalization = "component"
 ) -> Float64[Tensor, "rings {(lmax+1)**2}"]:
@@ -236,6 +248,29 @@ def fourier_factors(grid: SphereGrid, lmax: int) -> Float64[Tensor, "angles {2*l
     """
     _, angles = _product_shape(grid)
     return _fourier(lmax, grid.alpha[:angles])[:, lmax * lmax :]
+
+
+def gradient_factors(
+    grid: SphereGrid, lmax: int, normalization: GridNormalization = "component"
+) -> list[tuple[Tensor, Tensor]]:
+    """The factors of `gradient_matrices` on a product rule, a pair for each of the two fields.
+
+    As `legendre_factors` and `fourier_factors`: [rings, (lmax+1)^2] and [angles, 2 lmax + 1].
+
+    Raises:
+        ValueError: The rule is not a product rule.
+    """
+    rings, angles = _product_shape(grid)
+    first = slice(0, rings * angles, angles)
+    cosine, sine = grid.cos_beta[first], grid.sin_beta[first]
+    _, over_sine = _legendre(lmax, cosine, sine)
+    slopes = _slopes(lmax, cosine, sine, over_sine)
+    alpha, scale = grid.alpha[:angles], _scale(normalization)
+    columns = slice(lmax * lmax, None)
+    return [
+        (scale * slopes, _fourier(lmax, alpha)[:, columns]),
+        (scale * over_sine, _fourier_derivative(lmax, alpha)[:, columns]),
+    ]
 
 
 def _product_shape(grid: SphereGrid) -> tuple[int, int]:

@@ -343,7 +343,8 @@ def test_rejects_missing_weights() -> None:
     ("options", "error", "message"),
     [
         ({"internal_weights": True, "shared_weights": False}, ValueError, "needs shared_weights"),
-        ({"method": "gaunt"}, NotImplementedError, "comes with the Gaunt family; use method='cg'"),
+        ({"passes": 2}, ValueError, "belong to the methods 'gaunt' and 'gaunt_full'"),
+        ({"evaluation": "fft"}, ValueError, "evaluation must be one of"),
         ({"method": "clebsch"}, ValueError, "method must be one of"),
         ({"layout": "irmul"}, ValueError, "layout must be one of"),
         ({"irrep_normalization": "l2"}, ValueError, "irrep_normalization must be one of"),

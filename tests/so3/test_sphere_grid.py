@@ -15,6 +15,7 @@ from eqtp.so3.sphere_grid import (
     SphereGrid,
     analysis_matrix,
     fourier_factors,
+    gradient_factors,
     gradient_matrices,
     legendre_factors,
     product_grid,
@@ -100,6 +101,9 @@ def test_factors_of_a_product_rule() -> None:
     orders = torch.cat([torch.arange(-l, l + 1) for l in range(5)]) + 4
     separate = legendre[:, None] * fourier[None][..., orders]
     torch.testing.assert_close(separate.flatten(0, 1), synthesis_matrix(grid, 4))
+    for field, (rings, angles) in enumerate(gradient_factors(grid, 4)):
+        separate = rings[:, None] * angles[None][..., orders]
+        torch.testing.assert_close(separate.flatten(0, 1), gradient_matrices(grid, 4)[field])
 
 
 def test_more_angles_than_needed() -> None:

@@ -1,0 +1,52 @@
+"""How the methods of `TensorProduct` are computed: one file per method, one protocol."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from eqtp.backend import Backend
+from eqtp.layout import Layout
+from eqtp.methods import get_method
+from eqtp.problem import TensorProductProblem
+
+from .cg import ClebschGordan
+from .protocol import Evaluator
+
+__all__ = ["Evaluation", "Evaluator", "make_evaluator"]
+
+Evaluation = Literal["auto", "direct", "grid", "fourier"]
+
+
+def make_evaluator(
+    method: str,
+    problem: TensorProductProblem,
+    *,
+    backend: Backend,
+    layout: Layout,
+    evaluation: Evaluation,
+    passes: int,
+) -> Evaluator:
+    """The evaluator of a method.
+
+    Args:
+        method: Name of the method.
+        problem: The product.
+        backend: Which implementation the caller asked for.
+        layout: Memory order of the operands.
+        evaluation: For the Gaunt methods, how the product of functions is computed.
+        passes: For the Gaunt methods, number of independently weighted products that are summed.
+
+    Raises:
+        ValueError: A name is unknown, or an option does not belong to the method.
+    """
+    chosen = get_method(method)
+    if evaluation not in get_args(Evaluation):
+        raise ValueError(f"evaluation must be one of {get_args(Evaluation)}, got {evaluation!r}")
+    if method not in ("gaunt", "gaunt_full") and (evaluation, passes) != ("auto", 1):
+        raise ValueError(
+            f"evaluation= and passes= belong to the methods 'gaunt' and 'gaunt_full', got "
+            f"method={method!r}, evaluation={evaluation!r}, passes={passes}"
+        )
+    if method == "cg":
+        return ClebschGordan(problem, backend, layout)
+    raise NotImplementedError(f"method={chosen.name!r} is not in this version; use method='cg'")

@@ -1,0 +1,99 @@
+"""Clebsch-Gordan products: every path with weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from eqtp.backend import Backend
+from eqtp.graph import Graph
+from eqtp.kernels.channelwise import channelwise_tensor_product
+from eqtp.kernels.tensor_product import tensor_product
+from eqtp.layout import Layout
+from eqtp.methods import Method, get_method
+from eqtp.nn.explanation import explain
+from eqtp.nn.family import FamilyChoice
+from eqtp.problem import TensorProductProblem
+
+__all__ = ["ClebschGordan"]
+
+
+@dataclass(frozen=True)
+class ClebschGordan:
+    """`method="cg"`; see `Evaluator` for the attributes and methods."""
+
+    problem: TensorProductProblem
+    backend: Backend
+    layout: Layout
+
+    @property
+    def method(self) -> Method:
+        return get_method("cg")
+
+    @property
+    def dim2(self) -> int:
+        return self.problem.irreps_in2.dim
+
+    @property
+    def weight_numel(self) -> int:
+        return self.problem.weight_numel
+
+    @cached_property
+    def _choose_family(self) -> FamilyChoice:
+        return FamilyChoice.of(self.problem, self.backend)
+
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        weight: Tensor | None,
+        *,
+        graph: Graph | None,
+        radial: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        on_graph = graph is not None
+        family, _ = self._choose_family(on_graph=on_graph, device=x2.device.type)
+        if family == "channelwise" and on_graph and radial is not None:
+            return channelwise_tensor_product(
+                x1,
+                x2,
+                None,
+                self.problem,
+                radial=radial,
+                graph=graph,
+                layout=self.layout,
+                backend=self.backend,
+            )
+        if radial is not None:
+            weight = radial[0] @ radial[1]
+        product = channelwise_tensor_product if family == "channelwise" else tensor_product
+        return product(
+            x1, x2, weight, self.problem, graph=graph, layout=self.layout, backend=self.backend
+        )
+
+    def effective_path_weights(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def prune(self, keep: Sequence[int]) -> ClebschGordan:
+        return ClebschGordan(self.problem.prune(keep), self.backend, self.layout)
+
+    def prune_weight(self, weight: Tensor, keep: Sequence[int]) -> Tensor:
+        slices = [self.problem.paths[index].weight_slice for index in sorted(keep)]
+        parts = [weight[..., part] for part in slices]
+        return torch.cat(parts, dim=-1) if parts else weight[..., :0]
+
+    def family(self, device: str) -> str:
+        return self._choose_family(on_graph=True, device=device)[0]
+
+    def explain(self, title: str, like: Tensor | None) -> str:
+        return explain(
+            self.problem,
+            title=title,
+            method=self.method,
+            choose_family=self._choose_family,
+            like=like,
+        )

@@ -1,0 +1,137 @@
+"""The product and all its derivatives as one `torch.library` op: a sum of terms.
+
+The product is the derivative in `out` of one form that is linear in three slots,
+
+    T(x1, x2, out) = sum_z sum_c sum_p weight_p  F(x1)(p) G(x2)(p) H(out)(p),
+
+and so are its gradients and theirs: see `eqtp.kernels.tensor_product._form`, whose terms have
+three slots here. The value takes two transforms forward and one back, both gradients together
+three and two, the second gradients five and three: every operand is transformed once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eqtp.autograd import wanted_gradients
+from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
+from eqtp.kernels.tensor_product._form import Term, differentiate
+from eqtp.operators import below_autograd, register
+
+__all__ = ["product"]
+
+_VALUE_TERM = Term((0, 1, None), (None, None, 0))
+
+Operands = Sequence[Tensor | None]
+
+
+def product(x1: Tensor, x2: Tensor, problem: str, backend: str) -> Tensor:
+    """The product [rows, dim3, channels], differentiable to any order."""
+    channels = [x1.shape[2], x2.shape[2], max(x1.shape[2], x2.shape[2])]
+    (out,) = torch.ops.eqtp.sphere_product.default([x1, x2], problem, backend, channels, _VALUE)
+    return cast("Tensor", out)
+
+
+@lru_cache(maxsize=1024)
+def _text_of(terms: tuple[Term, ...]) -> str:
+    return json.dumps([[term.operands, term.results] for term in terms])
+
+
+_VALUE = _text_of((_VALUE_TERM,))
+
+
+@lru_cache(maxsize=1024)
+def _terms_of(text: str) -> tuple[Term, ...]:
+    return tuple(Term(tuple(operands), tuple(results)) for operands, results in json.loads(text))
+
+
+@lru_cache(maxsize=1024)
+def _slots_of_results(text: str) -> dict[int, int]:
+    """Numbers of the results, ascending, and the slots that they are derivatives in."""
+    slots = {
+        result: slot
+        for term in _terms_of(text)
+        for slot, result in enumerate(term.results)
+        if result is not None
+    }
+    return dict(sorted(slots.items()))
+
+
+class _Derivatives(torch.autograd.Function):
+    """eqtp::sphere_product(operands, problem, backend, channels, terms)."""
+
+    @staticmethod
+    def forward(ctx: Any, where: Any, text: str, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.where, ctx.text = where, text
+        ctx.save_for_backward(*operands)
+        ctx.set_materialize_grads(False)
+        op = torch.ops.eqtp.sphere_product.default
+        return tuple(below_autograd(op, list(operands), *where, text))
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        operands = ctx.saved_tensors
+        needs = wanted_gradients(ctx, operands)
+        numbers = list(_slots_of_results(ctx.text))
+        given = dict(zip(numbers, directions, strict=True))
+        terms = differentiate(
+            _terms_of(ctx.text),
+            len(operands),
+            [number for number in numbers if given[number] is not None],
+            [number for number, need in enumerate(needs) if need],
+        )
+        grads: list[Tensor | None] = [None] * len(operands)
+        if terms:
+            more = [given.get(number) for number in range(numbers[-1] + 1)]
+            text = _text_of(terms)
+            op = torch.ops.eqtp.sphere_product.default
+            results = op([*operands, *more], *ctx.where, text)
+            for number, result in zip(_slots_of_results(text), results, strict=True):
+                grads[number] = result
+        return (None, None, *grads)
+
+
+def _compute(
+    operands: Operands, problem: str, backend: str, channels: Sequence[int], text: str
+) -> list[Tensor]:
+    kernel = import_module(f"eqtp.kernels.gaunt_grid._{backend}")
+    slots = _slots_of_results(text)
+    results = kernel.evaluate(
+        SphereProductProblem.of_text(problem),
+        _terms_of(text),
+        {n: operand.contiguous() for n, operand in enumerate(operands) if operand is not None},
+        slots,
+        tuple(channels),
+    )
+    return [results[number] for number in slots]
+
+
+def _fake(
+    operands: Operands, problem: str, backend: str, channels: Sequence[int], text: str
+) -> list[Tensor]:
+    like = next(operand for operand in operands if operand is not None)
+    dims = SphereProductProblem.of_text(problem).dims
+    return [
+        like.new_empty(like.shape[0], dims[slot], channels[slot])
+        for slot in _slots_of_results(text).values()
+    ]
+
+
+def _record(apply: Callable[..., Any], operands: Operands, *where: Any) -> list[Tensor]:
+    return list(apply(_Derivatives, where[:-1], where[-1], *operands))
+
+
+register(
+    "sphere_product",
+    "(Tensor?[] operands, str problem, str backend, SymInt[] channels, str terms) -> Tensor[]",
+    _compute,
+    _fake,
+    _record,
+)

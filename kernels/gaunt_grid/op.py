@@ -1,0 +1,111 @@
+"""Products of functions on the sphere. Definition: reference.py."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_when_compiled
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.gaunt_grid import _ops, reference
+from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
+from eqtp.operators import is_autocast, widest
+
+__all__ = ["IMPLEMENTED", "sphere_product", "validate", "why_not"]
+
+IMPLEMENTED = ("torch", "reference")
+
+
+def sphere_product(
+    x1: Float[Tensor, "rows dim1 channels1"],
+    x2: Float[Tensor, "rows dim2 channels2"],
+    problem: SphereProductProblem,
+    *,
+    backend: Backend = "auto",
+) -> Float[Tensor, "rows dim3 channels"]:
+    """Product of functions on the sphere, on the smallest grid that makes it exact.
+
+        out[z, k, c] = mean over the sphere of F(x1[z, :, c]) G(x2[z, :, c]) Y_k
+
+    with F and G sums of "component" harmonics; for `problem.odd` of r . (grad F x grad G) Y_k.
+    That is sqrt(4 pi) times the Gaunt coefficients. Rotation-equivariant, bilinear, differentiable
+    to any order. Source: Luo, Chen, Krishnapriyan, ICLR 2024, arXiv:2401.10216, section 3; the
+    grid: Xie et al., ICML 2025 ("The Price of Freedom"); the curl: arXiv:2605.15073.
+
+    Args:
+        x1: Parts of F, degrees in the order of `problem.degrees1`.
+        x2: Parts of G. Either operand may have one channel, which then serves all of the other's.
+        problem: The degrees, and whether the product is the even or the odd one.
+        backend: See `eqtp.backend`.
+
+    Raises:
+        ValueError: Shapes disagree with the problem or with each other.
+        TypeError: Operands differ in dtype or device, or are not floating-point tensors.
+        NotImplementedError: The backend was asked for by name and cannot serve.
+
+    Example:
+        >>> problem = SphereProductProblem((0, 1), (0, 1), (0, 1, 2))
+        >>> sphere_product(torch.randn(5, 4, 8), torch.randn(5, 4, 8), problem).shape
+        torch.Size([5, 9, 8])
+    """
+    if is_autocast(x1):
+        x1, x2 = widest((x1, x2))
+    validate(x1, x2, problem)
+    kernel, text = _choose(problem, backend, x1.dtype, x1.device.type)
+    if kernel == "reference":
+        return reference.sphere_product(x1, x2, problem)
+    return _ops.product(x1, x2, text, kernel)
+
+
+@constant_when_compiled
+def _choose(
+    problem: SphereProductProblem, backend: Backend, dtype: torch.dtype, device: str
+) -> tuple[str, str]:
+    """The backend that computes a product, and the product as a text."""
+    chosen = resolve(
+        backend,
+        family="gaunt_grid",
+        implemented=IMPLEMENTED,
+        device=device,
+        why_not=lambda name: why_not(name, problem, dtype),
+    )
+    return chosen.backend, problem.text
+
+
+def why_not(backend: str, problem: SphereProductProblem, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a product; None where it can."""
+    if backend == "cpu" and dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, got {dtype}"
+    return why_unavailable(backend)
+
+
+def validate(x1: Tensor, x2: Tensor, problem: SphereProductProblem) -> None:
+    """Refuses operands that do not fit the problem or each other.
+
+    Raises:
+        ValueError: A shape is wrong.
+        TypeError: A dtype or device is wrong.
+    """
+    for name, x, dim in (("x1", x1, problem.dims[0]), ("x2", x2, problem.dims[1])):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+        if x.ndim != 3 or x.shape[1] != dim:
+            raise ValueError(
+                f"{name} must have shape [rows, {dim}, channels] (degrees "
+                f"{problem.degrees[int(name[1]) - 1]}), got {tuple(x.shape)}"
+            )
+    if x1.shape[0] != x2.shape[0] or (
+        x1.shape[2] != x2.shape[2] and 1 not in (x1.shape[2], x2.shape[2])
+    ):
+        raise ValueError(
+            "x1 and x2 must have as many rows and as many channels (or one), got shapes "
+            f"{tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
+    if (x1.dtype, x1.device) != (x2.dtype, x2.device):
+        raise TypeError(
+            f"x1 and x2 must share dtype and device, got {x1.dtype} on {x1.device} and "
+            f"{x2.dtype} on {x2.device}"
+        )
