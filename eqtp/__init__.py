@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         FullyConnectedTensorProduct,
         Gate,
         Linear,
+        PathGate,
         SphericalHarmonics,
         SymmetricContraction,
         TensorProduct,
@@ -42,6 +43,7 @@ __all__ = [
     "Irrep",
     "Irreps",
     "Linear",
+    "PathGate",
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
@@ -57,8 +59,12 @@ __all__ = [
 
 _PACKAGES = ("kernels", "models", "so3")
 _LATER = {
-    "PathGate": "learned sparse paths",
     "SO2Convolution": "SO(2)-reduced convolutions",
+}
+_REFUSED = {
+    "PairGate": "SPHNet's gate on pairs of atoms drops those below a quantile over the batch: "
+    "energies would jump as atoms move and depend on what else is in the batch, so it is not for "
+    "force fields; use eqtp.PathGate, whose paths are fixed once it is frozen",
 }
 _MODULES = {
     "Calculator": "eqtp.models.calculator",
@@ -78,6 +84,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"eqtp.{name} is not in version {__version__}: {_LATER[name]} come later"
         )
+    if name in _REFUSED:
+        raise AttributeError(f"eqtp has no {name}, on purpose: {_REFUSED[name]}")
     raise AttributeError(f"module 'eqtp' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

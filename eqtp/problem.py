@@ -232,6 +232,13 @@ class TensorProductProblem:
             start += self.paths[index].weight_numel
         return replace(self, paths=tuple(paths))
 
+    def compact(self) -> TensorProductProblem:
+        """The product without the blocks of the result that no path reaches."""
+        reached = sorted({path.i_out for path in self.paths})
+        paths = tuple(replace(path, i_out=reached.index(path.i_out)) for path in self.paths)
+        out = Irreps([self.irreps_out[block] for block in reached])
+        return replace(self, irreps_out=out, paths=paths)
+
 
 def parse_irreps(irreps: Irreps | str) -> Irreps:
     """Irreps from a string or another version's Irreps, with a readable error."""

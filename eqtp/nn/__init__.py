@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .gate import Gate
 from .linear import Linear
+from .path_gate import PathGate
 from .spherical_harmonics import SphericalHarmonics
 from .standard_products import (
     ChannelwiseTensorProduct,
@@ -22,6 +23,7 @@ __all__ = [
     "FullyConnectedTensorProduct",
     "Gate",
     "Linear",
+    "PathGate",
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from eqtp.methods import WeightRank
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, TensorProductProblem
 
 from .evaluators import Evaluation, Evaluator, make_evaluator
+from .evaluators.cg import ClebschGordan
 
 __all__ = ["TensorProduct"]
 
@@ -270,21 +272,31 @@ class TensorProduct(nn.Module):
             if path.has_weight:
                 yield self.weight_view_for_instruction(index, weight)
 
-    def prune(self, keep: Sequence[int]) -> TensorProduct:
+    def prune(self, keep: Sequence[int], *, compact: bool = False) -> TensorProduct:
         """A new module with only the paths `keep`; equals this one with the others' weights zero.
 
         Args:
             keep: Indices of the instructions that stay. Their constants are frozen: the
                 normalisation remains that of the whole product.
+            compact: Leaves out the blocks of the result that no path reaches any more, which
+                are zero otherwise.
 
         Raises:
             ValueError: An index is out of range or repeated.
+            NotImplementedError: `compact` with another method than "cg".
         """
         pruned = TensorProduct.__new__(TensorProduct)
         nn.Module.__init__(pruned)
         pruned.irrep_normalization = self.irrep_normalization
         pruned.path_normalization = self.path_normalization
-        pruned._set_up(self.evaluator.prune(keep), self.internal_weights, self.shared_weights)
+        evaluator = self.evaluator.prune(keep)
+        if compact:
+            if not isinstance(evaluator, ClebschGordan):
+                raise NotImplementedError(
+                    f"compact=True needs method 'cg', got {evaluator.method.name!r}; prune without"
+                )
+            evaluator = replace(evaluator, problem=evaluator.problem.compact())
+        pruned._set_up(evaluator, self.internal_weights, self.shared_weights)
         if self.weight is not None and pruned.weight is not None:
             weight = self.evaluator.prune_weight(self.weight, keep)
             pruned.weight = nn.Parameter(weight.detach().clone())

@@ -48,6 +48,7 @@ class TensorReadout(nn.Module):
         ValueError: The formula cannot be read, or the features lack an irrep of the tensor.
 
     Example:
+        >>> import torch
         >>> polarizability = TensorReadout("16x0e+16x1o+16x2e", "ij=ji")
         >>> features, graph_of_node = torch.randn(5, 144), torch.tensor([0, 0, 0, 1, 1])
         >>> polarizability(features).shape, polarizability(features, graph_of_node).shape
