@@ -2,7 +2,7 @@
 #
 #   make train        trains the quick preset on 3BPA; ends with an error table and plots
 #   make test         the test suite, mace-torch comparisons included
-#   make test-all     the slow checks as well
+#   make test-all     the slow checks and the comparisons with NequIP as well
 #   make lint         ruff, mypy, pyright
 #   make wheel        builds a wheel and tries it in a fresh environment
 #
@@ -20,6 +20,7 @@ endif
 
 VENV := .venv
 MACE_VENV := .venv-mace
+NEQUIP_VENV := .venv-nequip
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .PHONY: train test test-all lint wheel clean
@@ -31,9 +32,10 @@ test: $(VENV)/.dev $(MACE_VENV)/.dev
 	$(VENV)/bin/python -m pytest -m "not slow and not mace" -n 2 --dist loadfile
 	$(MACE_VENV)/bin/python -m pytest -m "mace and not slow" tests/mace
 
-test-all: $(VENV)/.dev $(MACE_VENV)/.dev
+test-all: $(VENV)/.dev $(MACE_VENV)/.dev $(NEQUIP_VENV)/.dev
 	$(VENV)/bin/python -m pytest -m "not mace" -n 2 --dist loadfile
 	$(MACE_VENV)/bin/python -m pytest -m mace tests/mace
+	$(NEQUIP_VENV)/bin/python -m pytest tests/nequip
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -64,5 +66,12 @@ $(MACE_VENV)/.dev: pyproject.toml
 	$(MACE_VENV)/bin/pip install $(PIP_FLAGS) mace-torch==0.3.16 --editable ".[test]"
 	touch $@
 
+# NequIP needs e3nn 0.6, the other side of mace-torch's pin.
+$(NEQUIP_VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(NEQUIP_VENV)
+	$(NEQUIP_VENV)/bin/pip install $(PIP_FLAGS) "$(TORCH)"
+	$(NEQUIP_VENV)/bin/pip install $(PIP_FLAGS) nequip==0.19.1 --editable ".[test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(MACE_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(MACE_VENV) $(NEQUIP_VENV) build dist *.egg-info

@@ -90,7 +90,7 @@ def _threebpa(hidden: str) -> tuple[Any, dict[str, torch.Tensor]]:
 
     torch.manual_seed(0)
     frames = ThreeBPA.load()
-    wrapper = MaceTorch(**frames.hyperparameters(hidden)).float()
+    wrapper = MaceTorch(**frames.statistics(), hidden_irreps=hidden).float()
     data = collate(five_frames(frames.train), torch.float32)
     return wrapper.mace, wrapper.native_input(data)
 

@@ -48,15 +48,14 @@ class ThreeBPA:
         energies = atomic_energies("isolated", splits.train, splits.isolated)
         return cls(graphs(splits.train), tests, energies, splits.notes)
 
-    def hyperparameters(self, hidden_irreps: str) -> dict[str, Any]:
-        """Keywords of the model: atomic energies and the statistics of the training frames."""
+    def statistics(self) -> dict[str, Any]:
+        """Keywords of every model: atomic energies and statistics of the training frames."""
         found = statistics(self.train, self.energies)
         return {
             "atomic_numbers": list(self.energies),
             "atomic_energies": list(self.energies.values()),
             "avg_num_neighbors": found.avg_num_neighbors,
             "r_max": R_MAX,
-            "hidden_irreps": hidden_irreps,
             "scale": found.scale,
             "shift": found.shift,
         }

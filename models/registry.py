@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_MODULES", "model_class"]
 
-MODEL_MODULES = {"MACE": "eqtp.models.mace"}
+MODEL_MODULES = {"MACE": "eqtp.models.mace", "TensorNet": "eqtp.models.tensornet"}
 """Where each class is defined; imported only when it is asked for."""
 
 

@@ -5,7 +5,7 @@ and its reverse have one), together with its slope w'(r). The forces then need n
 ``dE/dr[e] = <dE/dw[e], w'(r[e])>``, and a loss on forces is one reverse pass over values and slopes
 together, layer by layer:
 
-    z = h_before W,   h = gain silu(z),   h' = gain silu'(z) z'
+    z = h_before W + b,   h = gain silu(z),   h' = gain silu'(z) z',   z' = h'_before W
     grad z' = gain silu'(z) grad h'
     grad z  = gain (silu'(z) grad h + silu''(z) z' grad h')
 
@@ -52,6 +52,7 @@ def forward(
     basis: Tensor,
     slope: Tensor,
     weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     activation: Activation,
     slopes: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def forward(
     values = memory.empty(basis, len(distinct.order), out)
     result = memory.empty(basis, num if slopes else 0, out)
     _library(basis.dtype).forward(
-        *_network(weights, activation),
+        *_network(weights, biases, activation),
         ctypes.c_int64(num),
         *_pointers(basis, slope, distinct.order, distinct.pointers, values),
         *_pointers(result if slopes else None),
@@ -74,20 +75,25 @@ def backward(
     basis: Tensor,
     slope: Tensor,
     weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     activation: Activation,
     grad_values: Tensor | None,
     grad_slopes: Tensor | None,
 ) -> list[Tensor]:
-    """Gradients of the weights."""
-    grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+    """Gradients of the weights, then of the biases."""
+    grads, to_biases = [
+        [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+        for tensors in (weights, biases)
+    ]
     _library(basis.dtype).backward(
-        *_network(weights, activation),
+        *_network(weights, biases, activation),
         ctypes.c_int64(len(distinct.lengths)),
         *_pointers(basis, slope, distinct.order, distinct.pointers, grad_values, grad_slopes),
         _array(grads),
+        _array(to_biases) if biases else None,
         torch.get_num_threads(),
     )
-    return grads
+    return grads + to_biases
 
 
 def length_gradient(distinct: Distinct, grad_values: Tensor, slopes: Tensor) -> Tensor:
@@ -126,7 +132,9 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     return library
 
 
-def _network(weights: Sequence[Tensor], activation: Activation) -> tuple[object, ...]:
+def _network(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation
+) -> tuple[object, ...]:
     sizes = [weights[0].shape[0], *(weight.shape[1] for weight in weights)]
     return (
         ctypes.c_int64(len(weights)),
@@ -134,6 +142,7 @@ def _network(weights: Sequence[Tensor], activation: Activation) -> tuple[object,
         (ctypes.c_int64 * len(sizes))(*sizes),
         ctypes.c_double(activation.gain),
         _array(weights),
+        _array(biases) if biases else None,
     )
 
 

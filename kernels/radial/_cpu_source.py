@@ -67,21 +67,28 @@ static void multiply(int64_t m, int64_t n, int64_t depth, const real* a, int64_t
         [=](int64_t k) { return b + k * ldb; }, [=](int64_t i) { return c + i * ldc; }, add);
 }
 
+static inline void add_row(real* sum, const real* row, int64_t columns) {
+    int64_t j = 0;
+    for (; j + LANES <= columns; j += LANES) store(sum + j, load(sum + j) + load(row + j));
+    for (; j < columns; ++j) sum[j] += row[j];
+}
+
 struct Network {
     int64_t layers, activated;  // the first `activated` layers have the activation
     const int64_t* sizes;       // layers + 1 of them
     real gain;
     std::vector<const real*> forward, backward;  // W / sqrt(fan_in), and its transpose
+    std::vector<const real*> bias;               // padded; empty where there are none
 
     int64_t width(int64_t k) const { return padded(sizes[k + 1]); }
 
     Network(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
-            const real* const* weights, bool transposed)
+            const real* const* weights, const real* const* biases, bool transposed)
         : layers(layers), activated(activated), sizes(sizes), gain(gain) {
         static thread_local std::vector<real> buffer;
         int64_t total = 0;
         for (int64_t k = 0; k < layers; ++k)
-            total += sizes[k] * width(k) + transposed * sizes[k + 1] * padded(sizes[k]);
+            total += (sizes[k] + 1) * width(k) + transposed * sizes[k + 1] * padded(sizes[k]);
         real* next = memory(buffer, total);
         for (int64_t k = 0; k < layers; ++k) {
             const int64_t in = sizes[k], out = sizes[k + 1];
@@ -96,6 +103,11 @@ struct Network {
                 for (int64_t i = 0; i < in; ++i) next[i] = scale * weights[k][i * out + j];
                 std::fill(next + in, next + padded(in), (real)0);
             }
+            if (!biases) continue;
+            bias.push_back(next);
+            std::copy(biases[k], biases[k] + out, next);
+            std::fill(next + out, next + width(k), (real)0);
+            next += width(k);
         }
     }
 };
@@ -130,14 +142,18 @@ struct Tile {
         for (int64_t k = 0; k < layers; ++k) {
             const int64_t in = net.sizes[k], width = net.width(k);
             real* h = features[k];
+            const bool add = !net.bias.empty();  // a bias has no slope
+            for (int64_t i = 0; add && i < n; ++i)
+                std::copy(net.bias[k], net.bias[k] + width, h + i * width);
+            if (add && slopes) std::fill(h + n * width, h + 2 * n * width, (real)0);
             if (k == 0) {
-                multiply(n, width, in, basis, in, 1, net.forward[0], width, h, width, false);
+                multiply(n, width, in, basis, in, 1, net.forward[0], width, h, width, add);
                 if (slopes)
                     multiply(n, width, in, slope, in, 1, net.forward[0], width, h + n * width,
-                            width, false);
+                            width, add);
             } else {
                 multiply((1 + slopes) * n, width, in, features[k - 1], net.width(k - 1), 1,
-                        net.forward[k], width, h, width, false);
+                        net.forward[k], width, h, width, add);
             }
             if (k >= net.activated) continue;
             for (int64_t i = 0; i < n * width; i += LANES) {
@@ -157,7 +173,8 @@ struct Tile {
         }
     }
 
-    // From `upper`, the gradients of the last features; adds to those of the packed weights.
+    // From `upper`, the gradients of the last features; adds to those of the packed weights, and
+    // of the padded biases below them.
     void backward(int64_t n, const real* basis, const real* slope, real* const* gradients) {
         for (int64_t k = net.layers - 1; k >= 0; --k) {
             const int64_t in = net.sizes[k], out = net.sizes[k + 1], width = net.width(k);
@@ -172,6 +189,8 @@ struct Tile {
                 }
                 store(lower + i, sum);
             }
+            for (int64_t i = 0; !net.bias.empty() && i < n; ++i)
+                add_row(gradients[k] + in * width, lower + i * width, width);
             if (k == 0) {
                 multiply(in, width, n, basis, 1, in, lower, width, gradients[0], width, true);
                 if (slopes)
@@ -188,17 +207,11 @@ struct Tile {
     }
 };
 
-static inline void add_row(real* sum, const real* row, int64_t columns) {
-    int64_t j = 0;
-    for (; j + LANES <= columns; j += LANES) store(sum + j, load(sum + j) + load(row + j));
-    for (; j < columns; ++j) sum[j] += row[j];
-}
-
 EXPORT void forward(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
-                    const real* const* weights, int64_t num, const real* basis, const real* slope,
-                    const int64_t* order, const int64_t* pointers, real* features, real* slopes,
-                    int threads) {
-    const Network net(layers, activated, sizes, gain, weights, false);
+                    const real* const* weights, const real* const* biases, int64_t num,
+                    const real* basis, const real* slope, const int64_t* order,
+                    const int64_t* pointers, real* features, real* slopes, int threads) {
+    const Network net(layers, activated, sizes, gain, weights, biases, false);
     const int64_t in = sizes[0], out = sizes[layers], width = net.width(layers - 1);
 #pragma omp parallel num_threads(threads)
     {
@@ -219,13 +232,15 @@ EXPORT void forward(int64_t layers, int64_t activated, const int64_t* sizes, dou
 }
 
 EXPORT void backward(int64_t layers, int64_t activated, const int64_t* sizes, double gain,
-                     const real* const* weights, int64_t num, const real* basis, const real* slope,
-                     const int64_t* order, const int64_t* pointers, const real* grad_features,
-                     const real* grad_slopes, real* const* grad_weights, int threads) {
-    const Network net(layers, activated, sizes, gain, weights, true);
+                     const real* const* weights, const real* const* biases, int64_t num,
+                     const real* basis, const real* slope, const int64_t* order,
+                     const int64_t* pointers, const real* grad_features, const real* grad_slopes,
+                     real* const* grad_weights, real* const* grad_biases, int threads) {
+    const Network net(layers, activated, sizes, gain, weights, biases, true);
     const int64_t in = sizes[0], out = sizes[layers], width = net.width(layers - 1);
     int64_t total = 0;
-    for (int64_t k = 0; k < layers; ++k) total += sizes[k] * net.width(k);
+    const bool biased = biases != nullptr;  // one more row per layer
+    for (int64_t k = 0; k < layers; ++k) total += (sizes[k] + biased) * net.width(k);
     const int64_t tiles = (num + TILE - 1) / TILE, chunk = (tiles + CHUNKS - 1) / CHUNKS;
     static thread_local std::vector<real> buffer;
     real* const partial = memory(buffer, CHUNKS * total);
@@ -237,7 +252,7 @@ EXPORT void backward(int64_t layers, int64_t activated, const int64_t* sizes, do
             std::vector<real*> gradients;
             real* next = partial + c * total;
             std::fill(next, next + total, (real)0);
-            for (int64_t k = 0; k < layers; next += sizes[k] * net.width(k), ++k)
+            for (int64_t k = 0; k < layers; next += (sizes[k] + biased) * net.width(k), ++k)
                 gradients.push_back(next);
             const int64_t end = std::min(num, (c + 1) * chunk * TILE);
             for (int64_t start = c * chunk * TILE; start < end; start += TILE) {
@@ -257,9 +272,9 @@ EXPORT void backward(int64_t layers, int64_t activated, const int64_t* sizes, do
     }
     const real* next = partial;
     for (int64_t k = 0; k < layers; ++k) {
-        const real scale = 1 / std::sqrt((double)sizes[k]);
-        for (int64_t i = 0; i < sizes[k]; ++i, next += net.width(k)) {
-            real* row = grad_weights[k] + i * sizes[k + 1];
+        for (int64_t i = 0; i < sizes[k] + biased; ++i, next += net.width(k)) {
+            const real scale = i < sizes[k] ? 1 / std::sqrt((double)sizes[k]) : 1;
+            real* row = i < sizes[k] ? grad_weights[k] + i * sizes[k + 1] : grad_biases[k];
             for (int64_t j = 0; j < sizes[k + 1]; ++j) {
                 real sum = 0;
                 for (int c = 0; c < CHUNKS; ++c) sum += next[c * total + j];

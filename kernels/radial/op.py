@@ -70,20 +70,44 @@ class _Table(NamedTuple):
 
 
 def radial_network(
-    basis: RadialBasis, weights: Sequence[Tensor], activation: Activation
+    basis: RadialBasis,
+    weights: Sequence[Tensor],
+    activation: Activation,
+    biases: Sequence[Tensor] = (),
 ) -> Float[Tensor, "edges size_out"]:
-    """``h <- gain * silu(h W / sqrt(fan_in))`` for every matrix in turn, from the basis on.
+    """``h <- gain * silu(h W / sqrt(fan_in) + b)`` for every matrix in turn, from the basis on.
 
     Args:
         basis: The basis at the edges' lengths.
         weights: Matrices [fan_in, fan_out].
         activation: The factor, and whether the last layer has the activation, too.
+        biases: Vectors [fan_out], one per matrix, or none.
     """
+    parameters = (*weights, *biases)
     dtype = basis.lengths.dtype
-    if basis.is_compiled and weights and all(weight.dtype == dtype for weight in weights):
-        result: Tensor = _Network.apply(basis, activation, basis.lengths, *weights)[0]  # type: ignore[no-untyped-call]
+    if basis.is_compiled and weights and all(one.dtype == dtype for one in parameters):
+        network = _Definition(basis, activation, len(weights))
+        result: Tensor = _Network.apply(network, basis.lengths, *parameters)[0]  # type: ignore[no-untyped-call]
         return result
-    return reference.radial_network(basis.values, weights, activation)
+    return reference.radial_network(basis.values, weights, activation, biases)
+
+
+class _Definition(NamedTuple):
+    """What a network is beside its lengths and its parameters, weights first."""
+
+    basis: RadialBasis
+    activation: Activation
+    num_weights: int
+
+    def __call__(self, lengths: Tensor, *parameters: Tensor) -> Tensor:
+        """The network in plain torch."""
+        features = self.basis.functions(lengths)
+        weights, biases = self.split(parameters)
+        return reference.radial_network(features, weights, self.activation, biases)
+
+    def split(self, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Weights and biases."""
+        return parameters[: self.num_weights], parameters[self.num_weights :]
 
 
 class _Network(torch.autograd.Function):
@@ -96,35 +120,45 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, basis: RadialBasis, activation: Activation, lengths: Tensor, *weights: Tensor
+        ctx: Any, network: _Definition, lengths: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        weights = tuple(weight.contiguous() for weight in weights)
-        table = basis.table
-        values, slopes = _cpu.forward(*table, weights, activation, ctx.needs_input_grad[2])
-        ctx.basis, ctx.activation = basis, activation
-        ctx.save_for_backward(lengths, slopes, *weights)
+        parameters = tuple(one.contiguous() for one in parameters)
+        values, slopes = _cpu.forward(
+            *network.basis.table,
+            *network.split(parameters),
+            network.activation,
+            ctx.needs_input_grad[1],
+        )
+        ctx.network = network
+        ctx.save_for_backward(lengths, slopes, *parameters)
         ctx.set_materialize_grads(False)
         return values, slopes
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor | None, grad_slopes: Tensor | None) -> Any:
-        lengths, slopes, *weights = ctx.saved_tensors
-        to_lengths, *to_weights = wanted_gradients(ctx, [lengths, *weights])
-        grads: list[Tensor | None] = [None] * (3 + len(weights))
+        network: _Definition = ctx.network
+        lengths, slopes, *parameters = ctx.saved_tensors
+        to_lengths, *to_parameters = wanted_gradients(ctx, [lengths, *parameters])
+        grads: list[Tensor | None] = [None] * (2 + len(parameters))
         if grad_values is not None:
             grad_values = grad_values.contiguous()
-        if any(to_weights) and torch.is_grad_enabled():
-            operands = as_own_nodes(lengths, *weights)
-            values = _definition(ctx.basis, operands, ctx.activation)
-            grads[2:] = torch.autograd.grad(values, operands, grad_values, create_graph=True)
+        if any(to_parameters) and torch.is_grad_enabled():
+            operands = as_own_nodes(lengths, *parameters)
+            values = network(*operands)
+            grads[1:] = torch.autograd.grad(values, operands, grad_values, create_graph=True)
             return tuple(grads)
         if to_lengths and grad_values is not None:
-            grads[2] = _LengthGradient.apply(  # type: ignore[no-untyped-call]
-                ctx.basis, ctx.activation, grad_values, slopes, lengths, *weights
+            grads[1] = _LengthGradient.apply(  # type: ignore[no-untyped-call]
+                network, grad_values, slopes, lengths, *parameters
             )
-        if any(to_weights):
-            table: _Table = ctx.basis.table
-            grads[3:] = _cpu.backward(*table, weights, ctx.activation, grad_values, grad_slopes)
+        if any(to_parameters):
+            grads[2:] = _cpu.backward(
+                *network.basis.table,
+                *network.split(parameters),
+                network.activation,
+                grad_values,
+                grad_slopes,
+            )
         return tuple(grads)
 
 
@@ -134,41 +168,36 @@ class _LengthGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        basis: RadialBasis,
-        activation: Activation,
+        network: _Definition,
         grad_values: Tensor,
         slopes: Tensor,
         lengths: Tensor,
-        *weights: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
-        ctx.basis, ctx.activation = basis, activation
-        ctx.save_for_backward(grad_values, slopes, lengths, *weights)
-        return _cpu.length_gradient(basis.table.distinct, grad_values, slopes)
+        ctx.network = network
+        ctx.save_for_backward(grad_values, slopes, lengths, *parameters)
+        return _cpu.length_gradient(network.basis.table.distinct, grad_values, slopes)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
-        grad_values, slopes, lengths, *weights = ctx.saved_tensors
+        network: _Definition = ctx.network
+        grad_values, slopes, lengths, *parameters = ctx.saved_tensors
         wanted = wanted_gradients(ctx, ctx.saved_tensors)
-        grads: list[Tensor | None] = [None] * (5 + len(weights))
+        grads: list[Tensor | None] = [None] * (4 + len(parameters))
         if wanted[2] or torch.is_grad_enabled():
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
-                operands = as_own_nodes(grad_values, lengths, *weights)
-                values = _definition(ctx.basis, operands[1:], ctx.activation)
+                operands = as_own_nodes(grad_values, lengths, *parameters)
+                values = network(*operands[1:])
                 (gradient,) = torch.autograd.grad(
                     values, operands[1], operands[0], create_graph=True
                 )
             found = torch.autograd.grad(
                 gradient, operands, v, create_graph=create_graph, materialize_grads=True
             )
-            grads[2], grads[4:] = found[0], found[1:]
+            grads[1], grads[3:] = found[0], found[1:]
         else:
-            grads[2], grads[3] = _cpu.length_gradient_backward(
-                ctx.basis.table.distinct, v.contiguous(), grad_values, slopes
+            grads[1], grads[2] = _cpu.length_gradient_backward(
+                network.basis.table.distinct, v.contiguous(), grad_values, slopes
             )
         return tuple(grads)
-
-
-def _definition(basis: RadialBasis, operands: Sequence[Tensor], activation: Activation) -> Tensor:
-    lengths, *weights = operands
-    return reference.radial_network(basis.functions(lengths), weights, activation)

@@ -26,12 +26,17 @@ class Activation(NamedTuple):
 
 
 def radial_network(
-    basis: Float[Tensor, "edges size_in"], weights: Sequence[Tensor], activation: Activation
+    basis: Float[Tensor, "edges size_in"],
+    weights: Sequence[Tensor],
+    activation: Activation,
+    biases: Sequence[Tensor] = (),
 ) -> Float[Tensor, "edges size_out"]:
-    """``h <- gain * silu(h W / sqrt(fan_in))`` for every matrix in turn, from the basis on."""
+    """``h <- gain * silu(h W / sqrt(fan_in) + b)`` for every matrix in turn, from the basis on."""
     features = basis
     for layer, weight in enumerate(weights):
         features = features @ weight / math.sqrt(weight.shape[0])
+        if biases:
+            features = features + biases[layer]
         if layer < len(weights) - 1 or activation.on_last:
             features = activation.gain * silu(features)
     return features

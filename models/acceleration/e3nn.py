@@ -34,6 +34,7 @@ __all__ = [
     "LinearMap",
     "Product",
     "product_problem",
+    "relative_sign",
     "swap_for",
 ]
 
@@ -146,14 +147,23 @@ def _signs(module: nn.Module) -> Any:
         symbol = own.get("_".join(map(str, degrees)))
         if symbol is None:
             symbol = sys.modules["e3nn"].o3.wigner_3j(*degrees, dtype=torch.float64)
-        overlap = float((symbol.detach().double().cpu() * wigner_3j(*degrees)).sum())
-        if abs(abs(overlap) - 1) > 1e-5:  # rounded to float32 it is 1 to 1e-7
-            raise NotImplementedError(
-                f"its 3j symbol {degrees} is not the one of SO(3) (overlap {overlap:.6f})"
-            )
-        return 1.0 if overlap > 0 else -1.0
+        return relative_sign(symbol, degrees)
 
     return sign
+
+
+def relative_sign(symbol: Tensor, degrees: tuple[int, int, int]) -> float:
+    """The sign of another library's 3j symbol relative to `eqtp.so3.wigner_3j`.
+
+    Raises:
+        NotImplementedError: It is another tensor, not only another sign.
+    """
+    overlap = float((symbol.detach().double().cpu() * wigner_3j(*degrees)).sum())
+    if abs(abs(overlap) - 1) > 1e-5:  # rounded to float32 it is 1 to 1e-7
+        raise NotImplementedError(
+            f"its 3j symbol {degrees} is not the one of SO(3) (overlap {overlap:.6f})"
+        )
+    return 1.0 if overlap > 0 else -1.0
 
 
 class ElementProduct(Swap):

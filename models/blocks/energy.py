@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -19,13 +20,19 @@ class Potential(Protocol):
     hyperparameters: dict[str, Any]
     training: bool
 
-    def node_energies(self, element: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
-        """Interaction energy of each node in eV."""
+    @property
+    def node_energies(self) -> Callable[..., Tensor]:
+        """Interaction energy of each node in eV: (element, vectors, graph, **attributes)."""
         ...
 
 
 def energy_and_derivatives(
-    model: Potential, data: Any, *, compute_forces: bool, compute_stress: bool
+    model: Potential,
+    data: Any,
+    *,
+    compute_forces: bool,
+    compute_stress: bool,
+    per_graph: Mapping[str, Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
     """Energies, forces = -dE/dposition and stress = dE/dstrain / volume of a batch.
 
@@ -38,9 +45,12 @@ def energy_and_derivatives(
         data: See `eqtp.models.training.data.from_ase`.
         compute_forces: Whether to return forces.
         compute_stress: Whether to return the stress.
+        per_graph: Further numbers of the structures, [G] each, that `node_energies` takes by these
+            names as numbers of the nodes; None where the data have none.
 
     Raises:
-        ValueError: An element is unknown, a position is not finite, or stress without a cell.
+        ValueError: An element is unknown, a position is not finite, stress without a cell, or a
+            `per_graph` of another length.
     """
     positions: Tensor = data.positions
     element = _element_index(model.atomic_numbers, data.atomic_numbers)
@@ -53,6 +63,11 @@ def energy_and_derivatives(
         raise ValueError("stress needs a periodic cell, got a cell of zero volume")
     batch = data.batch if data.batch is not None else torch.zeros_like(element)
     graph = Graph(data.edge_src, data.edge_dst, len(positions))
+    attributes = {
+        name: _at_nodes(name, values.to(positions.dtype), batch, num_graphs)
+        for name, values in (per_graph or {}).items()
+        if values is not None
+    }
 
     with torch.set_grad_enabled(compute_forces or compute_stress or torch.is_grad_enabled()):
         if compute_forces and not positions.requires_grad:
@@ -68,7 +83,7 @@ def energy_and_derivatives(
         vectors = (
             moved.index_select(0, graph.edge_dst) - moved.index_select(0, graph.edge_src) + shift
         )
-        interaction = model.node_energies(element, vectors, graph).double()
+        interaction = model.node_energies(element, vectors, graph, **attributes).double()
         targets = [positions] * compute_forces + ([] if strain is None else [strain])
         gradients: list[Tensor] = []
         if targets:
@@ -90,6 +105,16 @@ def energy_and_derivatives(
     if volume is not None:
         result["stress"] = gradients[-1] / volume[:, None, None]
     return result
+
+
+def _at_nodes(name: str, values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
+    """The number of each node's structure."""
+    if values.shape != (num_graphs,):
+        raise ValueError(
+            f"{name} must have one number per structure ({num_graphs}), got shape "
+            f"{tuple(values.shape)}"
+        )
+    return values.index_select(0, batch)
 
 
 def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from eqtp.kernels.radial import Activation, RadialBasis, radial_network
 
-__all__ = ["SILU_GAIN", "BesselBasis", "RadialNetwork", "polynomial_cutoff"]
+__all__ = [
+    "SILU_GAIN",
+    "BesselBasis",
+    "ExpNormalBasis",
+    "RadialNetwork",
+    "cosine_cutoff",
+    "polynomial_cutoff",
+]
 
 SILU_GAIN = 1.6791767923989418
 """1 / sqrt(<silu(z)²>) for normal z, with the digits that e3nn 0.4.4 samples and MACE carries."""
@@ -79,6 +86,70 @@ class BesselBasis(nn.Module):
         phase = r[:, None] * self.bessel_weights
         sine, cosine = torch.sin(phase), torch.cos(phase) * self.bessel_weights
         return sine * envelope[:, None], cosine * envelope[:, None] + sine * slope[:, None]
+
+
+def cosine_cutoff(r: Float[Tensor, " *edges"], r_max: float) -> Float[Tensor, " *edges"]:
+    """Smooth cutoff, 1 at r = 0 and 0 with its derivative at r = r_max and beyond.
+
+        f(r) = (cos(pi r / r_max) + 1) / 2
+
+    Source: Behler and Parrinello, Phys. Rev. Lett. 98, 146401 (2007), equation 2.
+
+    Args:
+        r: Distances in Å.
+        r_max: Cutoff radius in Å.
+
+    Example:
+        >>> cosine_cutoff(torch.tensor([0.0, 2.5, 5.0, 6.0]), 5.0).tolist()
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    return (torch.cos(r * (math.pi / r_max)) + 1) / 2 * (r < r_max)
+
+
+class ExpNormalBasis(nn.Module):
+    """Gaussians of exp(-5 r / r_max), times the cosine cutoff.
+
+        b_k(r) = f(r) exp(-beta_k (exp(-5 r / r_max) - mu_k)^2),   k = 1 ... num_rbf
+
+    mu runs evenly from exp(-r_max) to 1 and beta = (2 (1 - exp(-r_max)) / num_rbf)^-2, with
+    r_max in Å, as in PhysNet. Both are constants here.
+
+    Source: PhysNet (J. Chem. Theory Comput. 15, 3678 (2019)), equation 7; the form with 5 / r_max
+    is that of TensorNet (arXiv 2306.06482).
+
+    Args:
+        r_max: Cutoff radius in Å.
+        num_rbf: Number of functions.
+    """
+
+    def __init__(self, r_max: float, num_rbf: int) -> None:
+        super().__init__()
+        self.r_max = r_max
+        first = math.exp(-r_max)
+        means = torch.linspace(first, 1.0, num_rbf, dtype=torch.float64)
+        betas = torch.full((num_rbf,), (2 * (1 - first) / num_rbf) ** -2, dtype=torch.float64)
+        self.register_buffer("means", means.to(torch.get_default_dtype()))
+        self.register_buffer("betas", betas.to(torch.get_default_dtype()))
+        self.means: Tensor
+        self.betas: Tensor
+
+    def forward(self, r: Float[Tensor, " edges"]) -> Float[Tensor, "edges num_rbf"]:
+        """The basis at distances r (Å)."""
+        offset = torch.exp(r * (-5 / self.r_max))[:, None] - self.means
+        return cosine_cutoff(r, self.r_max)[:, None] * torch.exp(-self.betas * offset.square())
+
+    def with_slope(
+        self, r: Float[Tensor, " edges"]
+    ) -> tuple[Float[Tensor, "edges num_rbf"], Float[Tensor, "edges num_rbf"]]:
+        """The basis and its derivative."""
+        decay = torch.exp(r * (-5 / self.r_max))
+        offset = decay[:, None] - self.means
+        gaussian = torch.exp(-self.betas * offset.square())
+        frequency = math.pi / self.r_max
+        steep = torch.sin(r * frequency) * (-frequency / 2) * (r < self.r_max)
+        inner = (cosine_cutoff(r, self.r_max) * decay * (10 / self.r_max))[:, None]
+        values = cosine_cutoff(r, self.r_max)[:, None] * gaussian
+        return values, gaussian * (steep[:, None] + inner * self.betas * offset)
 
 
 class RadialNetwork(nn.Module):

@@ -68,6 +68,16 @@ class ESCNConfig(ModelConfig):
     parity: bool = False
 
 
+class TensorNetConfig(ModelConfig):
+    """Hyperparameters of `eqtp.models.TensorNet`."""
+
+    name: Literal["TensorNet"] = "TensorNet"
+    channels: Annotated[int, Field(ge=2)] = 64
+    num_layers: Annotated[int, Field(ge=0)] = 2
+    num_rbf: Annotated[int, Field(ge=2)] = 32
+    group: Literal["O(3)", "SO(3)"] = "O(3)"
+
+
 def _name(value: Any) -> Any:
     """The name that picks the class; MACE where there is none."""
     if isinstance(value, dict):
@@ -76,7 +86,9 @@ def _name(value: Any) -> Any:
 
 
 AnyModelConfig = Annotated[
-    Annotated[MACEConfig, Tag("MACE")] | Annotated[ESCNConfig, Tag("ESCN")],
+    Annotated[MACEConfig, Tag("MACE")]
+    | Annotated[ESCNConfig, Tag("ESCN")]
+    | Annotated[TensorNetConfig, Tag("TensorNet")],
     Discriminator(_name),
 ]
 """The config of one model or another, told apart by `name`: a model adds its class here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,12 @@ def _symbols(numbers: set[int]) -> str:
 def build_model(config: ModelConfig, energies: dict[int, float], figures: Statistics) -> nn.Module:
     """The model of a config, with what its data say."""
     options = config.model_dump(exclude={"name", "scale", "shift"})
-    return model_class(config.name)(
+    kind = model_class(config.name)
+    if "avg_num_neighbors" in inspect.signature(kind).parameters:
+        options["avg_num_neighbors"] = figures.avg_num_neighbors
+    return kind(
         atomic_numbers=list(energies),
         atomic_energies=list(energies.values()),
-        avg_num_neighbors=figures.avg_num_neighbors,
         scale=figures.scale if config.scale == "rms_forces" else config.scale,
         shift=figures.shift if config.shift == "mean" else config.shift,
         **options,

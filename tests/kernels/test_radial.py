@@ -40,10 +40,15 @@ def ours(
     lengths: Tensor,
     weights: Sequence[Tensor],
     activation: Activation = ACTIVATION,
+    biases: Sequence[Tensor] = (),
 ) -> Tensor:
     radial = RadialBasis(lengths, basis.forward, basis.with_slope)
     assert radial.is_compiled
-    return radial_network(radial, weights, activation)
+    return radial_network(radial, weights, activation, biases)
+
+
+def biases_of(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.randn_like(weight[0]).requires_grad_() for weight in weights]
 
 
 def assert_close(a: Tensor, b: Tensor) -> None:
@@ -64,28 +69,35 @@ def test_slope_is_the_derivative_of_the_basis(p: int) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("activation", [ACTIVATION, Activation(1.7, on_last=True)])
+@pytest.mark.parametrize("biased", [False, True])
 def test_training_on_forces(
-    sizes: Sequence[int], dtype: torch.dtype, activation: Activation
+    sizes: Sequence[int], dtype: torch.dtype, activation: Activation, biased: bool
 ) -> None:
-    """Values, forces, and the gradients of a loss on both in the weights alone."""
+    """Values, forces, and the gradients of a loss on both in the parameters alone."""
     basis, lengths, weights = operands(sizes, 101, dtype)
+    biases = biases_of(weights) if biased else []
     covector = torch.randn(101, sizes[-1], dtype=dtype)
 
     def results(values: Tensor) -> list[Tensor]:
         energy = (values * covector).sin().sum()
         (forces,) = torch.autograd.grad(energy, lengths, create_graph=True)
         loss = forces.square().sum() + energy
-        return [values, forces, *torch.autograd.grad(loss, weights)]
+        # No force depends on the bias of a layer without activation.
+        found = torch.autograd.grad(loss, [*weights, *biases], materialize_grads=True)
+        return [values, forces, *found]
 
-    expected = results(reference.radial_network(basis(lengths), weights, activation))
-    for a, b in zip(results(ours(basis, lengths, weights, activation)), expected, strict=True):
+    expected = results(reference.radial_network(basis(lengths), weights, activation, biases))
+    values = ours(basis, lengths, weights, activation, biases)
+    for a, b in zip(results(values), expected, strict=True):
         assert_close(a, b)
 
 
 @pytest.mark.parametrize("sizes", SIZES[1:])
-def test_third_derivatives_in_lengths_and_weights(sizes: Sequence[int]) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_third_derivatives(sizes: Sequence[int], biased: bool) -> None:
     basis, lengths, weights = operands(sizes, 23, torch.float64)
-    variables = [lengths, *weights]
+    biases = biases_of(weights) if biased else []
+    variables = [lengths, *weights, *biases]
 
     def results(values: Tensor) -> list[Tensor]:
         scalar = values.sin().sum()
@@ -95,8 +107,9 @@ def test_third_derivatives_in_lengths_and_weights(sizes: Sequence[int]) -> None:
             scalar = sum((g.tanh().sum() for g in found), start=torch.zeros(()))
         return list(found)
 
-    expected = results(reference.radial_network(basis(lengths), weights, ACTIVATION))
-    for a, b in zip(results(ours(basis, lengths, weights)), expected, strict=True):
+    expected = results(reference.radial_network(basis(lengths), weights, ACTIVATION, biases))
+    values = ours(basis, lengths, weights, ACTIVATION, biases)
+    for a, b in zip(results(values), expected, strict=True):
         assert_close(a, b)
 
 

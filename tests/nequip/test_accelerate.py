@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +127,26 @@ def test_it_is_a_modifier_of_nequips_own_kind() -> None:
     assert "enable_eqtp" in get_all_modifiers(model)
     modify(model, [{"modifier": "enable_eqtp", "check": False}])
     assert len([name for name, _ in swaps_in(model) if name.endswith("tp_scatter")]) == 3
+
+
+def test_nequip_finds_the_modifier_by_itself(tmp_path: Path) -> None:
+    """As after an installation: NequIP loads the entry points of `nequip.extension`."""
+    root = Path(__file__).resolve().parents[2]
+    section = (root / "pyproject.toml").read_text().split("nequip.extension")[1]
+    folder = tmp_path / "sample-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1\n")
+    line = section.splitlines()[1].replace('"', "")
+    (folder / "entry_points.txt").write_text(f"[nequip.extension]\n{line}\n")
+    program = (
+        "import nequip; from nequip.nn._tp_scatter_base import TensorProductScatter as scatter; "
+        "print(hasattr(scatter, 'enable_eqtp'))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.split() == ["True"]
 
 
 def test_a_wrong_sign_is_found_named_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:

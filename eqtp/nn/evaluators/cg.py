@@ -36,7 +36,7 @@ class ClebschGordan:
 
     @property
     def dim2(self) -> int:
-        return self.problem.irreps_in2.dim
+        return self.problem.dims[1]
 
     @property
     def weight_numel(self) -> int:

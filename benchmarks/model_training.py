@@ -1,0 +1,100 @@
+"""eqtp's models trained on 3BPA for the same CPU time, or for the same number of steps.
+
+Every model runs through the loop of `training_run`, each with the learning rate that suits it.
+
+    python -m eqtp.benchmarks.model_training mace escn tensornet --hours 1 --output DIR
+    python -m eqtp.benchmarks.model_training mace mace-gaunt --steps 5000 --output DIR
+    python -m eqtp.benchmarks.model_training mace escn --output DIR --report NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqtp.benchmarks.threebpa import ThreeBPA
+from eqtp.benchmarks.timing import results_folder, write_json
+from eqtp.benchmarks.training_run import Budget, Recipe, plot, table, train
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model and what it wants differently from the others.
+
+    Attributes:
+        model: Name of the class in `eqtp.models`.
+        hyperparameters: Its keywords, the statistics of the data apart.
+        recipe: Its recipe.
+    """
+
+    model: str
+    hyperparameters: dict[str, Any]
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+_MACE = {"hidden_irreps": "32x0e+32x1o"}
+CONTESTANTS = {
+    "mace": Contestant("MACE", _MACE),
+}
+
+
+def train_one(name: str, budget: Budget, output: Path) -> None:
+    """Trains one contestant in this process."""
+    import eqtp.models
+
+    contestant = CONTESTANTS[name]
+    torch.manual_seed(contestant.recipe.seed)
+    data = ThreeBPA.load()
+    hyperparameters = data.statistics() | contestant.hyperparameters
+    model = getattr(eqtp.models, contestant.model)(**hyperparameters).float()
+    about = {"model": contestant.model, "hyperparameters": hyperparameters}
+    train(name, model, data, contestant.recipe, budget, output, about)
+
+
+def report(names: Sequence[str], output: Path, result: str) -> str:
+    """Joins the records into results/<machine>/RESULT.json and .png; returns the table."""
+    records = {name: json.loads((output / f"{name}.json").read_text()) for name in names}
+    write_json(results_folder() / f"{result}.json", records)
+    plot(records, results_folder() / f"{result}.png")
+    return table(records)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `eqtp bench model_training`."""
+    parser.add_argument("models", nargs="+", choices=CONTESTANTS, help="trained one after another")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--hours", type=float, default=1.0, help="CPU hours of each model")
+    budget.add_argument("--steps", type=int, help="steps of each model, instead of a time")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--report", metavar="NAME", help="only join the records under this name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains the models, or joins their records."""
+    if args.report:
+        print(report(args.models, args.output, args.report))
+        return 0
+    args.output.mkdir(parents=True, exist_ok=True)
+    budget = Budget(args.steps, "steps") if args.steps else Budget(3600 * args.hours)
+    for name in args.models:
+        train_one(name, budget, args.output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m eqtp.benchmarks.model_training`."""
+    parser = argparse.ArgumentParser(
+        prog="model_training", description=str(__doc__).splitlines()[0]
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

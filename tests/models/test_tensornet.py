@@ -1,0 +1,202 @@
+"""TensorNet: its equations, symmetries, derivatives, charges, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from torch import Tensor
+
+from eqtp.benchmarks.tensornet_plain import PlainTensorNet
+from eqtp.models import TensorNet, load, save
+from eqtp.models.training.data import from_ase
+from eqtp.so3 import rand_matrix
+
+TOLERANCES = {
+    "definition": 1e-10,  # relative, the bar; 3e-15 measured
+    "symmetry": 1e-10,  # relative; sums of a few thousand terms in float64
+    "difference": 1e-6,  # of central differences with steps of 1e-4, in eV/Å
+    "cutoff": 1e-9,  # eV/Å: forces of an atom 1e-6 Å inside the cutoff vanish with its square
+}
+SETTINGS: dict[str, Any] = {
+    "atomic_numbers": [1, 6, 8],
+    "atomic_energies": [-13.6, -1030.0, -2041.0],
+    "r_max": 4.0,
+    "channels": 6,
+    "num_rbf": 7,
+    "shift": 0.3,
+    "scale": 0.7,
+}
+
+
+def make(**changes: Any) -> TensorNet:
+    torch.manual_seed(0)
+    model = TensorNet(**{**SETTINGS, **changes}).double().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero or small at the start
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def ethanol() -> Atoms:
+    atoms: Atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=3)  # no mirror plane
+    return atoms
+
+
+def crystal() -> Atoms:
+    atoms: Atoms = bulk("C", "diamond", a=3.6).repeat((2, 1, 1))
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def run(
+    model: TensorNet | PlainTensorNet,
+    atoms: Atoms | Sequence[Atoms],
+    charge: Sequence[float] | None = None,
+    **options: bool,
+) -> dict[str, Tensor]:
+    data = from_ase(atoms, 4.0, dtype=torch.float64)
+    if charge is not None:
+        data.total_charge = torch.tensor(charge)
+    output: dict[str, Tensor] = model(data, **options)
+    return output
+
+
+def assert_close(a: Tensor, b: Tensor, kind: str = "symmetry") -> None:
+    scale = float(b.detach().abs().max())
+    torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCES[kind] * scale)
+
+
+@pytest.mark.parametrize("group", ["O(3)", "SO(3)"])
+@pytest.mark.parametrize("charge", [None, (1.0, -2.0)])
+def test_published_equations(group: str, charge: tuple[float, float] | None) -> None:
+    """Energies, forces and the gradients of a loss on forces in every parameter."""
+    model = make(group=group).train()
+    atoms = [ethanol(), crystal()]
+    covector = torch.randn(len(atoms[0]) + len(atoms[1]), 3, dtype=torch.float64)
+    found = []
+    for one in (model, PlainTensorNet(model).train()):
+        output = run(one, atoms, charge)
+        loss = (output["forces"] - covector).square().sum() + output["node_energy"].sin().sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append([output["node_energy"], output["forces"], *gradients])
+    for ours, expected in zip(*found, strict=True):
+        assert float(expected.detach().abs().max()) > 1e-6
+        assert_close(ours, expected, "definition")
+
+
+@pytest.mark.parametrize("group", ["O(3)", "SO(3)"])
+@pytest.mark.parametrize("improper", [False, True])
+def test_rotation_and_inversion(group: str, improper: bool) -> None:
+    model, atoms = make(group=group), ethanol()
+    rotation = rand_matrix() * (-1 if improper else 1)
+    turned = atoms.copy()
+    turned.positions = atoms.positions @ rotation.numpy().T
+    before, after = run(model, atoms), run(model, turned)
+    assert float(before["forces"].abs().max()) > 1e-4
+    if improper and group == "SO(3)":
+        difference = (after["energy"] - before["energy"]).abs()
+        assert float(difference) > 1e-9  # it tells mirror images apart
+        return
+    assert_close(after["node_energy"], before["node_energy"])
+    assert_close(after["forces"], before["forces"] @ rotation.T)
+
+
+def test_stress_turns_with_the_crystal() -> None:
+    model, atoms = make(), crystal()
+    rotation = rand_matrix()
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell.array @ rotation.numpy().T)
+    turned.positions = atoms.positions @ rotation.numpy().T
+    before = run(model, atoms, compute_stress=True)["stress"]
+    after = run(model, turned, compute_stress=True)["stress"]
+    assert_close(after, rotation @ before @ rotation.T)
+
+
+def test_supercell_has_the_energy_of_its_cells() -> None:
+    model, atoms = make(), crystal()
+    one, four = run(model, atoms), run(model, atoms.repeat((1, 2, 2)))
+    assert_close(four["energy"], 4 * one["energy"])
+
+
+@pytest.mark.parametrize("structure", [ethanol, crystal])
+def test_forces_are_differences_of_the_energy(structure: Callable[[], Atoms]) -> None:
+    model, atoms = make(), structure()
+    forces = run(model, atoms, (1.0,))["forces"]
+    step = 1e-4
+    for atom, axis in ((0, 0), (1, 2), (3, 1)):
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += sign * step
+            energies.append(float(run(model, moved, (1.0,))["energy"].detach()))
+        difference = -(energies[0] - energies[1]) / (2 * step)
+        assert abs(float(forces[atom, axis]) - difference) < TOLERANCES["difference"]
+
+
+def test_energy_and_forces_are_continuous_at_the_cutoff() -> None:
+    model = make()
+    apart = run(model, Atoms("CH", [[0, 0, 0], [0, 4.1, 0]]))["energy"]
+    inside = run(model, Atoms("CH", [[0, 0, 0], [0, 4.0 - 1e-6, 0]]))
+    assert float(abs(inside["energy"] - apart)) < TOLERANCES["cutoff"]
+    near = run(model, Atoms("CH", [[0, 0, 0], [0, 4.0 - 1e-3, 0]]))
+    assert float(near["forces"].abs().max()) < 1e-2
+    assert float(inside["forces"].abs().max()) < 1e-3 * float(near["forces"].abs().max()) * 2
+
+
+def test_an_atom_alone_has_an_energy_and_no_force() -> None:
+    output = run(make(), Atoms("O", [[0.0, 0.0, 0.0]]))
+    assert output["energy"].isfinite().all()
+    assert not output["forces"].any()
+
+
+def test_edges_along_the_polar_axis() -> None:
+    output = run(make(), Atoms("CHH", [[0, 0, 0], [0, 1.1, 0], [0, -1.2, 0]]))
+    assert output["forces"].isfinite().all()
+    assert_close(output["forces"][:, [0, 2]] + 1, torch.ones(3, 2, dtype=torch.float64))
+
+
+def test_charge_changes_the_energy_and_belongs_to_its_structure() -> None:
+    model, atoms = make(), [ethanol(), crystal()]
+    neutral, zero = run(model, atoms), run(model, atoms, (0.0, 0.0))
+    charged = run(model, atoms, (0.0, 1.0))
+    assert_close(zero["energy"], neutral["energy"])
+    assert_close(charged["energy"][:1], neutral["energy"][:1])
+    assert float((charged["energy"] - neutral["energy"])[1].abs()) > 1e-7
+    with pytest.raises(ValueError, match=r"total_charge must have one number per structure \(2\)"):
+        run(model, atoms, (1.0,))
+
+
+def test_a_saved_model_is_the_same(tmp_path: Any) -> None:
+    model = make(group="SO(3)")
+    save(model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert again.hyperparameters == model.hyperparameters
+    assert torch.equal(run(again, ethanol())["energy"], run(model, ethanol())["energy"])
+
+
+def test_weight_decay_is_on_the_matrices_maps() -> None:
+    decayed = make().weight_decay_parameters()
+    assert len(decayed) == 1 + 2 * 2
+    assert all(parameter.shape == (3, 6, 6) for parameter in decayed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"atomic_energies": [1.0]}, r"one energy per element \(3\), got 1"),
+        ({"atomic_numbers": [1, 1, 8]}, "list each element once"),
+        ({"group": "E(3)"}, "group must be one of"),
+        ({"channels": 1}, "channels must be at least 2, got 1"),
+        ({"num_layers": -1}, "num_layers must be at least 0, got -1"),
+        ({"r_max": 0.0}, "r_max must be positive"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
