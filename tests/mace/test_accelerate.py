@@ -31,7 +31,9 @@ TOLERANCES = {
     "float64": 1e-10,  # the issue's bar; two orders of summation leave 1e-14
     "gradients": 1e-9,  # the issue's bar, of each parameter's largest gradient
     "float32": 2e-6,  # the issue's bar
-    "stress in float32": 5e-5,  # both are rounded: 2e-6 measured, 1.4e-5 with pair repulsion
+    # From float64, over mace-torch's own distance: where pair repulsion cancels (89 elements) that
+    # is 1.2e-5, and 1.0e-5 accelerated, so the two differ by 1.4e-5; elsewhere both are at 2e-6.
+    "stress in float32": 2.0,
 }
 
 R_MAX = 4.0
@@ -241,19 +243,22 @@ def test_the_convolution_is_fused_with_gather_and_sum(
 
 def test_float32_models_stay_float32() -> None:
     model = build("correlation 3, tensors to l = 2").mace.float()
-    expected = observe(model, torch.float32)
-    report = eqtp.accelerate(model)
+    report = assert_equal_in_float32(model, check=True)
     assert {"forces float32", "forces float64"} <= set(report.differences)
+
+
+def assert_equal_in_float32(model: Any, check: bool) -> Any:
+    """Accelerates; the stress has cancelled more and must be as accurate as mace-torch's."""
+    truth = observe(copy.deepcopy(model).double())["stress"]
+    expected = observe(model, torch.float32)
+    report = eqtp.accelerate(model, check=check)
     found = observe(model, torch.float32)
-    assert found["forces"].dtype == torch.float32
-    assert_equal_in_float32(found, expected)
-
-
-def assert_equal_in_float32(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """The stress has cancelled more and is as accurate as mace-torch's, not as near to it."""
     for key in ("interaction_energy", "forces"):
+        assert found[key].dtype == torch.float32
         assert relative(found[key], expected[key]) < TOLERANCES["float32"], key
-    assert relative(found["stress"], expected["stress"]) < TOLERANCES["stress in float32"]
+    error, theirs = (relative(result["stress"].double(), truth) for result in (found, expected))
+    assert error < max(TOLERANCES["stress in float32"] * theirs, TOLERANCES["float32"])
+    return report
 
 
 @pytest.mark.parametrize("name", ["residual", "cutoff outside"])
@@ -291,10 +296,7 @@ def test_shapes_of_published_models(shape: dict[str, Any]) -> None:
     eqtp.accelerate(model)
     assert_equal(observe(model), expected, TOLERANCES["float64"])
     assert_equal(gradients(model), slopes, TOLERANCES["gradients"])
-    eqtp.restore(model).float()
-    expected = observe(model, torch.float32)
-    eqtp.accelerate(model, check=False)
-    assert_equal_in_float32(observe(model, torch.float32), expected)
+    assert_equal_in_float32(eqtp.restore(model).float(), check=False)
 
 
 def test_training_goes_on_with_the_same_optimizer_and_average() -> None:
