@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Gate,
         Linear,
         PathGate,
+        SO2Convolution,
         SphericalHarmonics,
         SymmetricContraction,
         TensorProduct,
@@ -44,6 +45,7 @@ __all__ = [
     "Irreps",
     "Linear",
     "PathGate",
+    "SO2Convolution",
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",
@@ -58,9 +60,6 @@ __all__ = [
 ]
 
 _PACKAGES = ("kernels", "models", "so3")
-_LATER = {
-    "SO2Convolution": "SO(2)-reduced convolutions",
-}
 _REFUSED = {
     "PairGate": "SPHNet's gate on pairs of atoms drops those below a quantile over the batch: "
     "energies would jump as atoms move and depend on what else is in the batch, so it is not for "
@@ -80,10 +79,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"eqtp.{name}")
     if name in __all__:
         return getattr(importlib.import_module(_MODULES.get(name, "eqtp.nn")), name)
-    if name in _LATER:
-        raise AttributeError(
-            f"eqtp.{name} is not in version {__version__}: {_LATER[name]} come later"
-        )
     if name in _REFUSED:
         raise AttributeError(f"eqtp has no {name}, on purpose: {_REFUSED[name]}")
     raise AttributeError(f"module 'eqtp' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .gate import Gate
 from .linear import Linear
 from .path_gate import PathGate
+from .so2_convolution import SO2Convolution
 from .spherical_harmonics import SphericalHarmonics
 from .standard_products import (
     ChannelwiseTensorProduct,
@@ -24,6 +25,7 @@ __all__ = [
     "Gate",
     "Linear",
     "PathGate",
+    "SO2Convolution",
     "SphericalHarmonics",
     "SymmetricContraction",
     "TensorProduct",

@@ -105,6 +105,11 @@ class FrameLayout:
         """Number of columns of the orders 0, +-1, ..., +-m_max together; they follow each other."""
         return [self.width(0), *(2 * self.width(m) for m in range(1, self.m_max + 1))]
 
+    @property
+    def scale_numel(self) -> int:
+        """Number of columns of the orders m >= 0."""
+        return sum(self.width(m) for m in range(self.m_max + 1))
+
     def columns(self, m: int) -> slice:
         """The columns of order m."""
         if abs(m) > self.m_max:

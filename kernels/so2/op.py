@@ -147,7 +147,8 @@ def so2_linear(
     Args:
         y: Columns as `frame_in`.
         weights: For m = 0, ..., m_max a tensor [parts, frame_in.width(m), frame_out.width(m)]: A_m
-            and B_m, or A_m alone where B_m is zero, as for m = 0 always.
+            and B_m, or A_m alone where B_m is zero, as for m = 0 always. With a leading dimension
+            [num_edges, ...], every edge's own.
         frame_in: Order of y.
         frame_out: Order of the result; its m_max must be that of frame_in.
 
@@ -162,20 +163,20 @@ def so2_linear(
     """
     _validate_weights(y, weights, frame_in, frame_out)
     parts = y.split(frame_in.widths, dim=1)
-    outs = [
-        part @ _matrix(weight, m)
-        for m, (part, weight) in enumerate(zip(parts, weights, strict=True))
-    ]
+    outs = []
+    for m, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        matrix = _matrix(weight, m)
+        outs.append(part @ matrix if matrix.ndim == 2 else (part[:, None] @ matrix)[:, 0])
     return torch.cat(outs, 1)
 
 
 def _matrix(weight: Tensor, m: int) -> Tensor:
     """What the numbers of the orders m and -m side by side are multiplied by."""
+    a = weight[..., 0, :, :]
     if m == 0:
-        return weight[0]
-    a = weight[0]
-    b = weight[1] if len(weight) > 1 else torch.zeros_like(a)
-    return torch.cat([torch.cat([a, b], 1), torch.cat([-b, a], 1)], 0)
+        return a
+    b = weight[..., 1, :, :] if weight.shape[-3] > 1 else torch.zeros_like(a)
+    return torch.cat([torch.cat([a, b], -1), torch.cat([-b, a], -1)], -2)
 
 
 def _validate_weights(
@@ -190,10 +191,12 @@ def _validate_weights(
         raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     for m, weight in enumerate(weights):
         shape = frame_in.width(m), frame_out.width(m)
-        if weight.ndim != 3 or weight.shape[1:] != shape or not 1 <= len(weight) <= 1 + (m > 0):
+        leading = weight.shape[:-3]
+        fits = weight.ndim >= 3 and weight.shape[-2:] == shape and leading in ((), (len(y),))
+        if not fits or not 1 <= weight.shape[-3] <= 1 + (m > 0):
             raise ValueError(
                 f"weights[{m}] must have shape ({'1' if m == 0 else '1 or 2'}, {shape[0]}, "
-                f"{shape[1]}), got {tuple(weight.shape)}"
+                f"{shape[1]}), per edge with {len(y)} in front, got {tuple(weight.shape)}"
             )
 
 

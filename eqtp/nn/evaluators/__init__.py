@@ -11,6 +11,7 @@ from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
 from .protocol import Evaluator
+from .so2 import SO2
 
 __all__ = ["Evaluation", "Evaluator", "make_evaluator"]
 
@@ -49,4 +50,6 @@ def make_evaluator(
         )
     if method == "cg":
         return ClebschGordan(problem, backend, layout)
+    if method == "so2":
+        return SO2(problem, backend, layout)
     raise NotImplementedError(f"method={chosen.name!r} is not in this version; use method='cg'")
