@@ -22,31 +22,32 @@ _VANISHING = 1e-9
 class GauntContractionProblem:
     """Powers of a function on the sphere, with weights for every element and channel.
 
-        f(r) = sum_b u_b sum_m x_bm Y_lm(r)                     u: one weight per block of irreps_in
-        B_1 = f,   B_k = P_k(f * V_k-1 B_k-1)                   k = 2 ... correlation
-        out_L = sum_k w_k n_k(L) P_L(B_k)                       w: one per block of irreps_out and k
+        f_k(r) = sum_b u_kb sum_m x_bm Y_lm(r)            u_k: one weight per block of irreps_in
+        B_1 = f_1,   B_k = P_k(f_k * V_k B_k-1)           k = 2 ... correlation
+        out_L = sum_k w_k n_k(L) P_L(B_k)                 w: one per block of irreps_out and k
 
     with Y component-normalised, P_L the parts of degree L, and n_k(L) the constants `norm`. The two
     forms differ in what happens between the factors:
 
-    * flat: nothing, P_k = 1 and V_k = 1, so that B_k = f^k exactly.
-    * iterated: P_k keeps the degrees up to `cut(k)`, and V_k multiplies degree J by the weight
-      v_k,J (k = 2 ... correlation - 1). With v = 1 and no cut this is the flat form.
+    * flat: nothing. f_k = f_1, P_k = 1 and V_k = 1, so that B_k = f^k exactly.
+    * iterated: P_k keeps the degrees up to `limit(k)`; from the third factor on, f_k has weights
+      u_k of its own and V_k multiplies degree J of B_k-1 by the weight v_kJ. With equal u, v = 1
+      and all degrees kept this is the flat form.
 
-    Weights [num_elements, num_weights, num_channels] are ordered u, v (k, then J), w (block of
-    irreps_out, then k).
+    Weights [num_elements, num_weights, num_channels] are ordered u_1; for k = 3 ... correlation of
+    the iterated form u_k and v_k (ascending J); w (block of irreps_out, then k).
 
-    What the forms span, over all weights u and v, of the symmetric couplings that
-    `SymmetricContraction` weighs one by one (inputs 0e+1o+2e+3o; results 0e, 1o, 2e):
+    What the forms span, over all weights, of the symmetric couplings of degree k that
+    `SymmetricContraction` weighs one by one (irreps_in 0e+1o+2e+3o, results 0e, 1o, 2e):
 
-        correlation   all couplings   iterated        flat
-        2             4, 3, 5         4, 3, 5         4, 3, 5
-        3             8, 12, 14       8, 12, 14       8, 9, 9
-        4             23, 31, 46      23, 31, 46      17, 15, 21
+        k    all couplings    iterated       flat
+        2    4, 3, 5          4, 3, 5        4, 3, 5
+        3    8, 12, 14        8, 12, 14      8, 9, 9
+        4    23, 31, 46       23, 31, 46     17, 15, 18
 
-    Spanning is not all: the weights of different couplings are products of u, v and w, not
-    independent numbers. Of one channel the flat form has 4 + correlation weights per element and
-    result where the couplings have 13 (0e) or 16 (1o).
+    Spanning is not all: the coefficients of the couplings are products of u, v and w, not
+    independent numbers. For a result 0e at correlation 3 an element and channel have 7 weights in
+    the flat form and 15 in the iterated one, where the couplings have 13.
 
     Sources: Luo et al., ICLR 2024, arXiv:2401.10216 (many-body Gaunt products); Xie et al.,
     arXiv:2506.13523 (The Price of Freedom) on what grid products lose.
@@ -88,7 +89,7 @@ class GauntContractionProblem:
             if any(ir.p != (-1) ** ir.l for _, ir in irreps):
                 raise ValueError(
                     f"{name} must be of natural parity (0e, 1o, 2e, ...) for products of functions "
-                    f"on the sphere, got '{irreps}'; use method='cg'"
+                    f"on the sphere, got '{irreps}'; use Clebsch-Gordan products, 'cg'"
                 )
         return cls(general.irreps_in, general.irreps_out, correlation, bool(iterated))
 
@@ -100,12 +101,12 @@ class GauntContractionProblem:
     @cached_property
     def degrees_in(self) -> tuple[int, ...]:
         """Degree of every block of irreps_in."""
-        return tuple(ir.l for _, ir in self.irreps_in)
+        return tuple(int(ir.l) for _, ir in self.irreps_in)
 
     @cached_property
     def degrees_out(self) -> tuple[int, ...]:
         """Degree of every block of irreps_out."""
-        return tuple(ir.l for _, ir in self.irreps_out)
+        return tuple(int(ir.l) for _, ir in self.irreps_out)
 
     @cached_property
     def dim_in(self) -> int:
@@ -117,34 +118,47 @@ class GauntContractionProblem:
         """Number of components of the result per channel."""
         return sum(2 * degree + 1 for degree in self.degrees_out)
 
-    def cut(self, power: int) -> int:
-        """Highest degree of the intermediate B_power that the iterated form keeps.
+    def limit(self, power: int) -> int:
+        """Highest degree of B_power that bears on the result.
 
-        max(lmax of irreps_in, lmax of irreps_out), or less where no more comes about: the iterated
-        form loses no coupling by it.
+        The iterated form keeps intermediates up to the highest degree of irreps_in and irreps_out:
+        it loses no coupling by that. The flat form needs what later factors can bring down again.
         """
-        lmax = max(self.degrees_in)
-        return min(power * lmax, max(lmax, *self.degrees_out))
-
-    @cached_property
-    def steps(self) -> tuple[int, ...]:
-        """The powers k whose intermediate has weights v_k."""
-        return tuple(range(2, self.correlation)) if self.iterated else ()
+        lmax, lmax_out = max(self.degrees_in), max(self.degrees_out)
+        if power == self.correlation:
+            return lmax_out
+        rest = 0 if self.iterated else (self.correlation - power) * lmax
+        return min(power * lmax, max(lmax if self.iterated else 0, lmax_out + rest))
 
     @cached_property
     def num_weights(self) -> int:
         """Number of weights of an element and a channel."""
-        return self.power_weights(0).start + len(self.degrees_out) * self.correlation
+        return self._start(self.correlation + 1) + len(self.degrees_out) * self.correlation
+
+    def input_weights(self, power: int) -> slice:
+        """Where the weights u of the factor f_power are, in the order of irreps_in."""
+        start = self._start(power) if self.has_step(power) else 0
+        return slice(start, start + len(self.degrees_in))
 
     def step_weights(self, power: int) -> slice:
-        """Where the weights v of the intermediate B_power are, degrees 0 ... cut(power)."""
-        start = len(self.degrees_in) + sum(self.cut(k) + 1 for k in self.steps if k < power)
-        return slice(start, start + (self.cut(power) + 1 if power in self.steps else 0))
+        """Where the weights v of B_power-1 are, degrees 0 ... limit(power - 1); for `has_step`."""
+        start = self.input_weights(power).stop
+        return slice(start, start + self.limit(power - 1) + 1)
 
     def power_weights(self, block: int) -> slice:
         """Where the weights w of a block of irreps_out are, powers 1 ... correlation."""
-        start = self.step_weights(self.correlation).start + block * self.correlation
+        start = self._start(self.correlation + 1) + block * self.correlation
         return slice(start, start + self.correlation)
+
+    def has_step(self, power: int) -> bool:
+        """Whether the product with f_power has weights u and v of its own."""
+        return self.iterated and power >= 3
+
+    def _start(self, power: int) -> int:
+        """Number of weights of the factors before f_power."""
+        steps = range(3, power) if self.iterated else ()
+        blocks = len(self.degrees_in)
+        return blocks + sum(blocks + self.limit(k - 1) + 1 for k in steps)
 
     @cached_property
     def grid_degree(self) -> int:
@@ -152,9 +166,11 @@ class GauntContractionProblem:
         lmax, lmax_out = max(self.degrees_in), max(self.degrees_out)
         if not self.iterated:
             return self.correlation * lmax + lmax_out
-        ends = [*(self.cut(k) for k in range(1, self.correlation)), lmax_out]
-        pairs = zip(ends, ends[1:], strict=False)
-        return max([lmax + lmax_out, *(lmax + before + after for before, after in pairs)])
+        pairs = [
+            self.limit(power - 1) + max(self.limit(power), lmax_out)
+            for power in range(2, self.correlation + 1)
+        ]
+        return lmax + max([lmax_out, *pairs])
 
     @cached_property
     def norm(self) -> tuple[tuple[float, ...], ...]:

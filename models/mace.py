@@ -8,7 +8,7 @@ mace-torch's ScaleShiftMACE, so `eqtp.models.mace_import` carries weights over o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from eqtp.models.blocks.element_linear import ElementLinear
 from eqtp.models.blocks.energy import energy_and_derivatives
 from eqtp.models.blocks.radial import SILU_GAIN, BesselBasis, RadialNetwork
 from eqtp.nn import ChannelwiseTensorProduct, Linear, SymmetricContraction
+from eqtp.nn.symmetric_contraction import ContractionMethod
 from eqtp.problem import parse_irreps
 from eqtp.so3 import spherical_harmonics
 
@@ -60,6 +61,13 @@ class MACE(nn.Module):
         scale: Factor of the interaction energy (the RMS of the training forces).
         shift: Energy per atom added to the interaction energy, in eV.
         basis: Couplings of the symmetric contraction: "independent", or "mace" (mace-torch's).
+        product: How the sums are raised to powers. "cg": a weight for every coupling. "gaunt": as a
+            function on the sphere, with weights per degree and power (MACE-Gaunt; Luo et al., ICLR
+            2024, arXiv:2401.10216). "gaunt_iterated": the same with a projection and weights after
+            every product. At max_ell 3 the polynomials of degree 3 with results 0e, 1o, 2e have 8,
+            12, 14 couplings: "gaunt_iterated" spans all, "gaunt" 8, 9, 9; degree 4: 23, 31, 46
+            against 17, 15, 18. An element and channel have 13 weights for a result 0e with "cg"
+            (29 for 0e+1o), 7 (10) with "gaunt" and 15 (18) with "gaunt_iterated".
         backend: Which kernels to use, see `eqtp.backend`.
 
     Raises:
@@ -90,6 +98,7 @@ class MACE(nn.Module):
         scale: float = 1.0,
         shift: float = 0.0,
         basis: Literal["independent", "mace"] = "independent",
+        product: ContractionMethod = "cg",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -110,6 +119,7 @@ class MACE(nn.Module):
             "scale": float(scale),
             "shift": float(shift),
             "basis": basis,
+            "product": product,
             "backend": backend,
         }
         _validate(self.hyperparameters, hidden, mlp)
@@ -148,6 +158,7 @@ class MACE(nn.Module):
                     correlation=correlation,
                     num_elements=num_elements,
                     basis=basis,
+                    method=product,
                     backend=backend,
                 )
             )
@@ -298,6 +309,7 @@ class ProductBasis(nn.Module):
         correlation: int,
         num_elements: int,
         basis: Literal["independent", "mace"],
+        method: ContractionMethod,
         backend: Backend,
     ) -> None:
         super().__init__()
@@ -307,6 +319,7 @@ class ProductBasis(nn.Module):
             correlation,
             num_elements,
             basis=basis,
+            method=method,
             backend=backend,
             layout="ir_mul",
         )
@@ -366,6 +379,11 @@ def _validate(hyperparameters: dict[str, Any], hidden: Irreps, mlp: Irreps) -> N
         )
     if any(str(ir) != "0e" for _, ir in mlp) or mlp.dim == 0:
         raise ValueError(f"mlp_irreps must be scalars, e.g. '16x0e', got '{mlp}'")
+    product, basis = hyperparameters["product"], hyperparameters["basis"]
+    if product not in get_args(ContractionMethod):
+        raise ValueError(f"product must be one of {get_args(ContractionMethod)}, got {product!r}")
+    if product != "cg" and basis != "independent":
+        raise ValueError(f"basis={basis!r} needs product='cg', got product={product!r}")
     for name, low in (
         ("num_bessel", 1),
         ("num_polynomial_cutoff", 2),

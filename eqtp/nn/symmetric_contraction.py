@@ -9,7 +9,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
+from eqtp.gaunt_contraction_coupling import independent_weights
+from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.irreps import Irreps
+from eqtp.kernels.gaunt_contraction import gaunt_contraction
 from eqtp.kernels.symmetric_contraction import symmetric_contraction
 from eqtp.layout import Layout, check_layout
 from eqtp.so3.symmetric_coupling import (
@@ -22,6 +25,7 @@ from eqtp.symmetric_problem import SymmetricContractionProblem
 __all__ = ["SymmetricContraction"]
 
 Basis = Literal["independent", "mace"]
+ContractionMethod = Literal["cg", "gaunt", "gaunt_iterated"]
 
 
 class SymmetricContraction(nn.Module):
@@ -31,27 +35,38 @@ class SymmetricContraction(nn.Module):
     x[n, c, i_nu] for every block of irreps_out, with nu = 1 ... correlation. Channels do not mix.
     Source: Batatia et al., NeurIPS 2022, arXiv:2206.07697, equations 10 and 11.
 
+    Method "gaunt" takes x for a function f on the sphere and weighs the parts of its powers,
+    out_L = sum_nu w_nu,L n_nu,L P_L(f^nu) with weights u_l of the parts of f; "gaunt_iterated"
+    projects and weighs after every product. Both are polynomials of the same kind with fewer
+    independent weights; `eqtp.gaunt_contraction_problem` has the formulas and what each can
+    represent: of 8, 12 and 14 couplings of degree 3 (lmax 3, results 0e, 1o, 2e) "gaunt" spans 8, 9
+    and 9, "gaunt_iterated" all. Source: Luo et al., ICLR 2024, arXiv:2401.10216.
+
     Args:
         irreps_in: Irreps of x, the same multiplicity C in every block.
         irreps_out: Irreps of the result, multiplicity C in every block.
         correlation: Highest degree of the polynomials, at least 1.
         num_elements: Number of elements, each with weights of its own.
-        method: How the couplings are made; "cg" is Clebsch-Gordan.
+        method: "cg" (Clebsch-Gordan, a weight for every coupling), "gaunt" or "gaunt_iterated";
+            the latter two need irreps of natural parity.
         basis: Meaning of the weights. "independent": one weight per symmetric coupling, the
             orthonormal basis of `eqtp.so3.symmetric_coupling`. "mace": one per coupling of
             mace-torch, a larger and redundant set; the same functions, other training dynamics.
+            Of method "cg" only.
         backend: Implementation, see `eqtp.backend`.
         layout: Memory order of x and of the result.
 
     Attributes:
         weights: One parameter [num_elements, num_paths, C] for every block of irreps_out and,
             inside a block, every degree; drawn from a normal distribution of width 1 / num_paths.
+            Of the Gaunt methods one parameter [num_elements, num_weights, C] in the order of
+            `gaunt`: u and v are 1, w is drawn from the standard normal distribution.
+        gaunt: The Gaunt product; None for method "cg".
         projection: Only for basis "mace": [paths of mace, independent paths], block-diagonal.
 
     Raises:
         ValueError: An argument is not among its choices, multiplicities differ, or correlation or
-            num_elements is below 1.
-        NotImplementedError: method is "gaunt".
+            num_elements is below 1; a Gaunt method got an irrep of other than natural parity.
 
     Example:
         >>> product = SymmetricContraction("8x0e+8x1o+8x2e", "8x0e+8x1o", 3, num_elements=2)
@@ -68,39 +83,47 @@ class SymmetricContraction(nn.Module):
         correlation: int,
         num_elements: int,
         *,
-        method: str = "cg",
+        method: ContractionMethod = "cg",
         basis: Basis = "independent",
         backend: Backend = "auto",
         layout: Layout = "mul_ir",
     ) -> None:
         super().__init__()
-        if method == "gaunt":
-            raise NotImplementedError(
-                "method 'gaunt' of SymmetricContraction (grid products) is not in this version; "
-                "use method='cg'"
-            )
-        if method != "cg":
-            raise ValueError(f"method must be 'cg' or 'gaunt', got {method!r}")
+        if method not in get_args(ContractionMethod):
+            raise ValueError(f"method must be one of {get_args(ContractionMethod)}, got {method!r}")
         if basis not in get_args(Basis):
             raise ValueError(f"basis must be one of {get_args(Basis)}, got {basis!r}")
+        if method != "cg" and basis != "independent":
+            raise ValueError(f"basis={basis!r} needs method='cg', got method={method!r}")
         if num_elements < 1:
             raise ValueError(f"num_elements must be at least 1, got {num_elements}")
         check_layout(layout)
         self.problem = SymmetricContractionProblem.from_irreps(irreps_in, irreps_out, correlation)
         self.num_elements = num_elements
+        self.method = method
         self.basis = basis
+        self.gaunt: GauntContractionProblem | None = None
         self.backend: Backend = backend
         self.layout: Layout = layout
+        if method == "cg":
+            self._make_coupling_weights()
+        else:
+            self.gaunt = GauntContractionProblem.from_irreps(
+                irreps_in, irreps_out, correlation, iterated=method == "gaunt_iterated"
+            )
+            self.weights = nn.ParameterList([_initial_weights(self.gaunt, num_elements)])
 
+    def _make_coupling_weights(self) -> None:
+        """The parameters of method "cg", and the projection of basis "mace"."""
         num_paths = [coupling.num_paths for _, coupling in self.problem.couplings()]
-        if basis == "mace":
+        if self.basis == "mace":
             projections = [_mace_projection(c) for _, c in self.problem.couplings()]
             num_paths = [len(projection) for projection in projections]
             projection = torch.block_diag(*projections)
             self.register_buffer("projection", projection)
         channels = self.problem.num_channels
         self.weights = nn.ParameterList(
-            torch.randn(num_elements, paths, channels) / max(1, paths) for paths in num_paths
+            torch.randn(self.num_elements, paths, channels) / max(1, paths) for paths in num_paths
         )
 
     @property
@@ -122,13 +145,19 @@ class SymmetricContraction(nn.Module):
         """The weights [num_elements, num_paths, C] of one block of irreps_out and one degree.
 
         Raises:
-            ValueError: There is no such block or degree.
+            ValueError: There is no such block or degree, or the method is not "cg".
         """
         weight: nn.Parameter = self.weights[self._index(block, degree)]
         return weight
 
     def independent_weights(self) -> Float[Tensor, "num_elements num_paths num_channels"]:
-        """All weights for the independent basis, whatever basis the parameters belong to."""
+        """All weights for the independent basis, whatever basis the parameters belong to.
+
+        Those of a Gaunt method are polynomials of its parameters: with them method "cg" computes
+        the same.
+        """
+        if self.gaunt is not None:
+            return independent_weights(self.weights[0], self.gaunt)
         weights = torch.cat([*self.weights], dim=1)
         if self.basis == "mace":
             weights = self.projection.to(weights.dtype).T @ weights
@@ -199,6 +228,10 @@ class SymmetricContraction(nn.Module):
             ValueError: A shape does not fit or an element is out of range.
             TypeError: element is not int64, or x has not the dtype of the weights.
         """
+        if self.gaunt is not None:
+            return gaunt_contraction(
+                x, self.weights[0], element, self.gaunt, layout=self.layout, backend=self.backend
+            )
         return symmetric_contraction(
             x,
             self.independent_weights(),
@@ -212,10 +245,16 @@ class SymmetricContraction(nn.Module):
         """The arguments, for print."""
         return (
             f"{self.irreps_in}, {self.irreps_out}, correlation={self.correlation}, "
-            f"num_elements={self.num_elements}, basis={self.basis!r}, layout={self.layout!r}"
+            f"num_elements={self.num_elements}, method={self.method!r}, basis={self.basis!r}, "
+            f"layout={self.layout!r}"
         )
 
     def _index(self, block: int, degree: int) -> int:
+        if self.gaunt is not None:
+            raise ValueError(
+                f"single couplings have weights with method='cg', got method={self.method!r}; "
+                "independent_weights() has what they amount to"
+            )
         blocks = len(self.irreps_out)
         if not (0 <= block < blocks and 1 <= degree <= self.correlation):
             raise ValueError(
@@ -223,6 +262,15 @@ class SymmetricContraction(nn.Module):
                 f"got block {block}, degree {degree}"
             )
         return block * self.correlation + degree - 1
+
+
+def _initial_weights(
+    problem: GauntContractionProblem, num_elements: int
+) -> Float[Tensor, "num_elements num_weights num_channels"]:
+    """Weights u and v of 1, so that f is x and intermediates are as they are; random w."""
+    weights = torch.ones(num_elements, problem.num_weights, problem.num_channels)
+    weights[:, problem.power_weights(0).start :].normal_()
+    return weights
 
 
 def _mace_projection(

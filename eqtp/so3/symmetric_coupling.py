@@ -23,8 +23,11 @@ from eqtp.so3.clebsch_gordan import wigner_3j
 
 __all__ = [
     "SymmetricCoupling",
+    "couple",
+    "identity_blocks",
     "nested_coupling",
     "project_coupling",
+    "stack",
     "symmetric_coupling",
 ]
 
@@ -125,7 +128,7 @@ def nested_coupling(irreps_in: Irreps, irrep_out: Irrep, degree: int) -> Symmetr
     _check_degree(degree)
     blocks, irrep_out = _single(irreps_in), Irrep(irrep_out)
     natural_only = degree == 4
-    chains = [(ir, rows[None]) for ir, rows in _identity_blocks(blocks)]
+    chains = [(ir, rows[None]) for ir, rows in identity_blocks(blocks)]
     chains.sort(key=lambda chain: _order(chain[0]))
     for step in range(2, degree + 1):
         reach = (degree - step) * blocks.lmax  # what the steps to come can still change in l
@@ -136,10 +139,10 @@ def nested_coupling(irreps_in: Irreps, irrep_out: Irrep, degree: int) -> Symmetr
                     if natural_only and ir.p != (-1) ** ir.l:
                         continue
                     if abs(ir.l - irrep_out.l) <= reach:
-                        longer.append((ir, _couple(polynomial, left, blocks, block, ir, step)))
+                        longer.append((ir, couple(polynomial, left, blocks, block, ir, step)))
         chains = sorted(longer, key=lambda chain: _order(chain[0]))
     kept = [polynomial for ir, polynomial in chains if ir == irrep_out]
-    return SymmetricCoupling(blocks, irrep_out, degree, _stack(kept, blocks, irrep_out, degree))
+    return SymmetricCoupling(blocks, irrep_out, degree, stack(kept, blocks, irrep_out, degree))
 
 
 def project_coupling(
@@ -259,10 +262,8 @@ def monomial_index(ascending: Int64[Tensor, "*batch degree"], dim: int) -> Int64
 @torch.inference_mode(False)  # what is cached must serve later calls that record gradients
 def _symmetric_coupling(blocks: Irreps, irrep_out: Irrep, degree: int) -> SymmetricCoupling:
     if degree == 1:
-        candidates = [rows[None] for ir, rows in _identity_blocks(blocks) if ir == irrep_out]
-        return SymmetricCoupling(
-            blocks, irrep_out, 1, _stack(candidates, blocks, irrep_out, degree)
-        )
+        candidates = [rows[None] for ir, rows in identity_blocks(blocks) if ir == irrep_out]
+        return SymmetricCoupling(blocks, irrep_out, 1, stack(candidates, blocks, irrep_out, degree))
     metric = _metric(blocks.dim, degree, irrep_out)
     basis: list[Tensor] = []
     lower = {ir for _, right in blocks for ir in irrep_out * right}
@@ -271,18 +272,18 @@ def _symmetric_coupling(blocks: Irreps, irrep_out: Irrep, degree: int) -> Symmet
             for block, (_, right) in enumerate(blocks):
                 if irrep_out not in left * right:
                     continue
-                new = _couple(polynomial[None], left, blocks, block, irrep_out, degree)[0]
+                new = couple(polynomial[None], left, blocks, block, irrep_out, degree)[0]
                 for _ in range(2):  # the second pass removes what rounding left of the first
                     for old in basis:
                         new = new - (new * old * metric).sum() * old
                 norm = (new.square() * metric).sum().sqrt()
                 if norm > _INDEPENDENT:
                     basis.append(new / norm)
-    stacked = _stack([row[None] for row in basis], blocks, irrep_out, degree)
+    stacked = stack([row[None] for row in basis], blocks, irrep_out, degree)
     return SymmetricCoupling(blocks, irrep_out, degree, stacked)
 
 
-def _couple(
+def couple(
     polynomials: Float64[Tensor, "paths dim_left num_lower"],
     left: Irrep,
     blocks: Irreps,
@@ -299,15 +300,16 @@ def _couple(
     return result.index_add(2, index.reshape(-1), terms.flatten(2))
 
 
-def _identity_blocks(blocks: Irreps) -> list[tuple[Irrep, Float64[Tensor, "dim_block dim"]]]:
-    """The couplings of degree one: each block itself."""
+def identity_blocks(blocks: Irreps) -> list[tuple[Irrep, Float64[Tensor, "dim_block dim"]]]:
+    """The couplings of degree one: each block itself, in order."""
     identity = torch.eye(blocks.dim, dtype=torch.float64)
     return [(ir, identity[rows]) for (_, ir), rows in zip(blocks, blocks.slices(), strict=True)]
 
 
-def _stack(
+def stack(
     rows: list[Tensor], blocks: Irreps, irrep_out: Irrep, degree: int
 ) -> Float64[Tensor, "num_paths dim_out num_monomials"]:
+    """Polynomials one after the other, of which there may be none."""
     empty = torch.zeros(0, irrep_out.dim, len(monomials(blocks.dim, degree)), dtype=torch.float64)
     return torch.cat([empty, *rows])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eqtp.backend import Backend, resolve
 from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.node_polynomials import check_operands
 from eqtp.kernels.symmetric_contraction._cpu import DTYPES, symmetric_contraction_cpu
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.kernels.symmetric_contraction._triton import (
@@ -69,7 +70,7 @@ def symmetric_contraction(
         torch.Size([5, 2])
     """
     check_layout(layout)
-    _check_operands(x, weight, element, problem)
+    check_operands(x, weight, element, problem, problem.num_paths)
     resolution = resolve(
         backend,
         family="symmetric_contraction",
@@ -88,45 +89,3 @@ def _why_not(backend: str, problem: SymmetricContractionProblem, dtype: torch.dt
     if backend == "triton" and obstacle is None:
         obstacle = why_unsupported(problem, dtype)
     return obstacle
-
-
-def _check_operands(
-    x: Tensor, weight: Tensor, element: Tensor, problem: SymmetricContractionProblem
-) -> None:
-    if x.ndim != 2 or x.shape[1] != problem.irreps_in.dim:
-        raise ValueError(
-            f"x must have shape (num_nodes, {problem.irreps_in.dim}) "
-            f"(irreps_in='{problem.irreps_in}'), got {tuple(x.shape)}"
-        )
-    if weight.ndim != 3 or weight.shape[1:] != (problem.num_paths, problem.num_channels):
-        raise ValueError(
-            f"weight must have shape (num_elements, {problem.num_paths} paths, "
-            f"{problem.num_channels} channels), got {tuple(weight.shape)}"
-        )
-    if not x.is_floating_point() or x.dtype != weight.dtype:
-        raise TypeError(
-            f"x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}; "
-            "convert one with .to(dtype)"
-        )
-    if element.dtype != torch.int64:
-        raise TypeError(
-            f"element must be int64 indices, got {element.dtype}; for one-hot rows pass "
-            "one_hot.argmax(dim=1)"
-        )
-    if element.shape != x.shape[:1]:
-        raise ValueError(
-            f"element must have one index per node, shape ({x.shape[0]},), "
-            f"got {tuple(element.shape)}"
-        )
-    if not x.device == weight.device == element.device:
-        raise ValueError(
-            "x, weight and element must be on one device, "
-            f"got {x.device}, {weight.device} and {element.device}"
-        )
-    if element.numel():
-        low, high = (int(bound) for bound in element.aminmax())
-        if low < 0 or high >= weight.shape[0]:
-            raise ValueError(
-                f"element must be in [0, {weight.shape[0]}) (num_elements), "
-                f"got values from {low} to {high}"
-            )

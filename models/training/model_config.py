@@ -49,6 +49,7 @@ class MACEConfig(ModelConfig):
     mlp_irreps: str = "16x0e"
     radial_mlp: tuple[PositiveInt, ...] = (64, 64, 64)
     basis: Literal["independent", "mace"] = "independent"
+    product: Literal["cg", "gaunt", "gaunt_iterated"] = "cg"
 
 
 class ESCNConfig(ModelConfig):

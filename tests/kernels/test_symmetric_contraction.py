@@ -355,7 +355,7 @@ def test_inference_mode_before_training(backend: Backend) -> None:
     [
         ({"x": torch.zeros(3, 4)}, ValueError, r"x must have shape \(num_nodes, 8\)"),
         ({"x": torch.zeros(3, 8).float()}, TypeError, "one floating dtype"),
-        ({"weight": torch.zeros(2, 1, 2)}, ValueError, r"num_elements, 5 paths, 2 channels"),
+        ({"weight": torch.zeros(2, 1, 2)}, ValueError, r"num_elements, 5 weights, 2 channels"),
         ({"element": torch.zeros(3)}, TypeError, "int64 indices, got torch.float"),
         ({"element": torch.zeros(3, 2).long()}, ValueError, "one index per node"),
         ({"element": torch.tensor([0, 1, 2])}, ValueError, r"\[0, 2\).* values from 0 to 2"),

@@ -1,0 +1,87 @@
+"""What kernel families of polynomials of node features share: checks of the operands.
+
+Such an op takes x [num_nodes, dim_in], weights [num_elements, num_weights, channels] and the
+element of every node, whose row of the weights the node uses.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eqtp.irreps import Irreps
+
+__all__ = ["PolynomialProblem", "check_operands"]
+
+
+class PolynomialProblem(Protocol):
+    """What a description of polynomials tells."""
+
+    @property
+    def irreps_in(self) -> Irreps:
+        """Irreps of x."""
+
+    @property
+    def irreps_out(self) -> Irreps:
+        """Irreps of the result."""
+
+    @property
+    def num_channels(self) -> int:
+        """Multiplicity of every block."""
+
+
+def check_operands(
+    x: Tensor, weight: Tensor, element: Tensor, problem: PolynomialProblem, num_weights: int
+) -> None:
+    """Refuses operands of polynomials that do not fit.
+
+    Args:
+        x: Features [num_nodes, problem.irreps_in.dim].
+        weight: Weights [num_elements, num_weights, channels].
+        element: Element of every node.
+        problem: The polynomials.
+        num_weights: Number of weights of an element and a channel.
+
+    Raises:
+        ValueError: A shape does not fit, an element is out of range, devices differ.
+        TypeError: element is not int64, or x and weight are not of one floating dtype.
+    """
+    if x.ndim != 2 or x.shape[1] != problem.irreps_in.dim:
+        raise ValueError(
+            f"x must have shape (num_nodes, {problem.irreps_in.dim}) "
+            f"(irreps_in='{problem.irreps_in}'), got {tuple(x.shape)}"
+        )
+    if weight.ndim != 3 or weight.shape[1:] != (num_weights, problem.num_channels):
+        raise ValueError(
+            f"weight must have shape (num_elements, {num_weights} weights, "
+            f"{problem.num_channels} channels), got {tuple(weight.shape)}"
+        )
+    if not x.is_floating_point() or x.dtype != weight.dtype:
+        raise TypeError(
+            f"x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}; "
+            "convert one with .to(dtype)"
+        )
+    if element.dtype != torch.int64:
+        raise TypeError(
+            f"element must be int64 indices, got {element.dtype}; for one-hot rows pass "
+            "one_hot.argmax(dim=1)"
+        )
+    if element.shape != x.shape[:1]:
+        raise ValueError(
+            f"element must have one index per node, shape ({x.shape[0]},), "
+            f"got {tuple(element.shape)}"
+        )
+    if not x.device == weight.device == element.device:
+        raise ValueError(
+            "x, weight and element must be on one device, "
+            f"got {x.device}, {weight.device} and {element.device}"
+        )
+    if element.numel():
+        low, high = (int(bound) for bound in element.aminmax())
+        if low < 0 or high >= weight.shape[0]:
+            raise ValueError(
+                f"element must be in [0, {weight.shape[0]}) (num_elements), "
+                f"got values from {low} to {high}"
+            )
