@@ -7,7 +7,7 @@ mace-torch's ScaleShiftMACE, so `eqtp.models.mace_import` carries weights over o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,8 +21,9 @@ from eqtp.irreps import Irreps
 from eqtp.kernels.radial import RadialBasis
 from eqtp.models.blocks.element_linear import ElementLinear
 from eqtp.models.blocks.energy import energy_and_derivatives
+from eqtp.models.blocks.path_gates import ConvolutionGate
 from eqtp.models.blocks.radial import SILU_GAIN, BesselBasis, RadialNetwork
-from eqtp.nn import ChannelwiseTensorProduct, Linear, SymmetricContraction
+from eqtp.nn import ChannelwiseTensorProduct, Linear, SymmetricContraction, TensorProduct
 from eqtp.nn.symmetric_contraction import ContractionMethod
 from eqtp.problem import parse_irreps
 from eqtp.so3 import spherical_harmonics
@@ -68,6 +69,7 @@ class MACE(nn.Module):
             12, 14 couplings: "gaunt_iterated" spans all, "gaunt" 8, 9, 9; degree 4: 23, 31, 46
             against 17, 15, 18. An element and channel have 13 weights for a result 0e with "cg"
             (29 for 0e+1o), 7 (10) with "gaunt" and 15 (18) with "gaunt_iterated".
+        paths: Paths that each layer's convolution keeps, None for all; what `prune_paths` writes.
         backend: Which kernels to use, see `eqtp.backend`.
 
     Raises:
@@ -99,6 +101,7 @@ class MACE(nn.Module):
         shift: float = 0.0,
         basis: Literal["independent", "mace"] = "independent",
         product: ContractionMethod = "cg",
+        paths: Sequence[Sequence[int] | None] | None = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -120,6 +123,7 @@ class MACE(nn.Module):
             "shift": float(shift),
             "basis": basis,
             "product": product,
+            "paths": None if paths is None else [None if p is None else list(p) for p in paths],
             "backend": backend,
         }
         _validate(self.hyperparameters, hidden, mlp)
@@ -148,6 +152,7 @@ class MACE(nn.Module):
                     num_elements=num_elements,
                     radial_sizes=(num_bessel, *radial_mlp),
                     avg_num_neighbors=avg_num_neighbors,
+                    paths=None if paths is None else paths[layer],
                     backend=backend,
                 )
             )
@@ -252,7 +257,13 @@ class NodeEmbedding(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Message passing: mace-torch's RealAgnosticResidualInteractionBlock."""
+    """Message passing: mace-torch's RealAgnosticResidualInteractionBlock.
+
+    Attributes:
+        gate: Lets the paths of the convolution compete, see `models.blocks.path_gates`; or None.
+    """
+
+    gate: ConvolutionGate | None
 
     def __init__(
         self,
@@ -263,15 +274,19 @@ class Interaction(nn.Module):
         num_elements: int,
         radial_sizes: tuple[int, ...],
         avg_num_neighbors: float,
+        paths: Sequence[int] | None,
         backend: Backend,
     ) -> None:
         super().__init__()
+        self.gate = None
         self.avg_num_neighbors = avg_num_neighbors
         irreps_out = Irreps([(irreps_in[0].mul, ir) for _, ir in harmonics])
         self.linear_up = Linear(irreps_in, irreps_in, layout="ir_mul")
-        self.conv_tp = ChannelwiseTensorProduct(
+        self.conv_tp: TensorProduct = ChannelwiseTensorProduct(
             irreps_in, harmonics, irreps_out, backend=backend, layout="ir_mul"
         )
+        if paths is not None:
+            self.conv_tp = self.conv_tp.prune(paths, compact=True)
         self.conv_tp_weights = RadialNetwork((*radial_sizes, self.conv_tp.weight_numel))
         self.linear = Linear(self.conv_tp.irreps_out, irreps_out, layout="ir_mul")
         self.skip_tp = ElementLinear(irreps_in, hidden, num_elements)
@@ -285,17 +300,19 @@ class Interaction(nn.Module):
         graph: Graph,
     ) -> tuple[Float[Tensor, "nodes dim_message"], Float[Tensor, "nodes dim_hidden"]]:
         """The summed messages and the shortcut of the node's own features."""
-        network = self.conv_tp_weights
-        numel = graph.num_edges * self.conv_tp.weight_numel
-        stored = radial.is_compiled and numel <= MAX_STORED_WEIGHTS
-        message = self.conv_tp(
+        network, product, last = self.conv_tp_weights, self.conv_tp, None
+        mix: Callable[[Tensor], Tensor] = self.linear
+        if self.gate is not None:
+            product, last, mix = self.gate.parts(network.weights[-1], self.linear)
+        stored = radial.is_compiled and graph.num_edges * product.weight_numel <= MAX_STORED_WEIGHTS
+        message = product(
             self.linear_up(features),
             harmonics,
-            network(radial) if stored else None,
-            radial=None if stored else network.factors(radial),
+            network(radial, last) if stored else None,
+            radial=None if stored else network.factors(radial, last),
             graph=graph,
         )
-        return self.linear(message) / self.avg_num_neighbors, self.skip_tp(features, element)
+        return mix(message) / self.avg_num_neighbors, self.skip_tp(features, element)
 
 
 class ProductBasis(nn.Module):
@@ -393,6 +410,9 @@ def _validate(hyperparameters: dict[str, Any], hidden: Irreps, mlp: Irreps) -> N
     ):
         if hyperparameters[name] < low:
             raise ValueError(f"{name} must be at least {low}, got {hyperparameters[name]}")
+    paths, layers = hyperparameters["paths"], hyperparameters["num_interactions"]
+    if paths is not None and len(paths) != layers:
+        raise ValueError(f"paths must have one entry per layer ({layers}), got {len(paths)}")
     for name in ("r_max", "avg_num_neighbors"):
         if not hyperparameters[name] > 0:
             raise ValueError(f"{name} must be positive, got {hyperparameters[name]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,48 @@ class Linear(nn.Module):
         if self.bias is not None:
             out = out + self._bias_columns(self.bias)
         return out.reshape(*x.shape[:-1], self.irreps_out.dim)
+
+    def prune(self, keep: Sequence[int]) -> Linear:
+        """The map of only the blocks `keep` of x; equals this one with the others' weights zero.
+
+        Args:
+            keep: Indices of the blocks of irreps_in that stay, ascending.
+
+        Returns:
+            A map that reads only these blocks. Its own weights, if this one has any, are
+            `prune_weight` of them.
+        """
+        pruned = Linear(
+            Irreps([self.irreps_in[block] for block in keep]),
+            self.irreps_out,
+            internal_weights=self.internal_weights,
+            biases=self.bias is not None,
+            layout=self.layout,
+        )
+        if self.weight is not None:
+            pruned.weight = nn.Parameter(self.prune_weight(self.weight, keep).detach().clone())
+        if self.bias is not None:
+            pruned.bias = nn.Parameter(self.bias.detach().clone())
+        return pruned
+
+    def prune_weight(
+        self, weight: Float[Tensor, " weight_numel"], keep: Sequence[int]
+    ) -> Float[Tensor, " pruned_numel"]:
+        """The weights of `prune(keep)`: those of the blocks, for the fewer channels summed over."""
+        outputs = {
+            ir: sum(m for m, other in self.irreps_out if other == ir) for _, ir in self.irreps_in
+        }
+        parts = weight.split([mul * outputs[ir] for mul, ir in self.irreps_in])
+
+        def channels(ir: Irrep, blocks: Iterable[int]) -> int:
+            return sum(self.irreps_in[b].mul for b in blocks if self.irreps_in[b].ir == ir)
+
+        everything = range(len(self.irreps_in))
+        kept = []
+        for block in keep:
+            ir = self.irreps_in[block].ir
+            kept.append(parts[block] * (channels(ir, keep) / channels(ir, everything)) ** 0.5)
+        return torch.cat([*kept, weight[:0]])
 
     def _matrix_products(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map as one matrix product per irrep in plain torch."""

@@ -174,14 +174,22 @@ class RadialNetwork(nn.Module):
         """The matrices, in order."""
         return [self.get_parameter(f"layer{k}.weight") for k in range(self.num_layers)]
 
-    def forward(self, basis: RadialBasis) -> Float[Tensor, "edges size_out"]:
-        """The whole network."""
-        return radial_network(basis, self.weights, Activation(SILU_GAIN))
+    def forward(
+        self, basis: RadialBasis, last: Float[Tensor, "hidden size_out"] | None = None
+    ) -> Float[Tensor, "edges size_out"]:
+        """The whole network; `last` takes the place of the last matrix."""
+        *hidden, own = self.weights
+        weights = [*hidden, own if last is None else last]
+        return radial_network(basis, weights, Activation(SILU_GAIN))
 
     def factors(
-        self, basis: RadialBasis
+        self, basis: RadialBasis, last: Float[Tensor, "hidden size_out"] | None = None
     ) -> tuple[Float[Tensor, "edges hidden"], Float[Tensor, "hidden size_out"]]:
-        """Two matrices whose product is the network, for products that take `radial=`."""
-        *hidden, last = self.weights
+        """Two matrices whose product is the network, for products that take `radial=`.
+
+        `last` takes the place of the last matrix.
+        """
+        *hidden, own = self.weights
+        last = own if last is None else last
         features = radial_network(basis, hidden, Activation(SILU_GAIN, on_last=True))
         return features, last / math.sqrt(last.shape[0])

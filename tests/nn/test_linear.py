@@ -129,3 +129,22 @@ def test_rejects_bad_input() -> None:
         Linear("2z", "1x0e")
     with pytest.raises(ValueError, match="layout must be one of"):
         Linear("2x0e", "1x0e", layout="irmul")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_pruned_is_the_map_with_the_other_blocks_weights_zero(layout: Any, biases: bool) -> None:
+    irreps = Irreps("2x0e+3x0e+2x1o+2x1o+4x2e+1x1o")
+    linear = Linear(irreps, "2x0e+4x1o+3x2e+1x1o", biases=biases, layout=layout).double()
+    if linear.bias is not None:
+        torch.nn.init.normal_(linear.bias)
+    keep = [1, 2, 4, 5]
+    pruned = linear.prune(keep)
+    x = torch.randn(5, irreps.dim, dtype=torch.float64)
+    columns = [irreps.slices()[block] for block in keep]
+    zeroed = torch.zeros_like(x)
+    for part in columns:
+        zeroed[:, part] = x[:, part]
+    small = torch.cat([x[:, part] for part in columns], dim=1)
+    assert (pruned(small) - linear(zeroed)).abs().max() < TOLERANCES["float64"]
+    assert pruned.weight_numel < linear.weight_numel
