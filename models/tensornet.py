@@ -25,7 +25,7 @@ from torch.nn.functional import silu
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.matrix import matrix_product
+from eqtp.kernels.matrix import matrix_normalize, matrix_product
 from eqtp.kernels.radial import Activation, RadialBasis, radial_network
 from eqtp.models.blocks.energy import energy_and_derivatives
 from eqtp.models.blocks.matrix_linear import MatrixLinear, expand_parts
@@ -305,7 +305,7 @@ class Interaction(nn.Module):
         factor: Float[Tensor, "nodes 1"] | None,
     ) -> Float[Tensor, "nodes dim"]:
         """The updated X; `factor` is 1 + 0.1 q."""
-        x = x / (_square_norms(x, self.channels) + 1).repeat(1, 9)
+        x = matrix_normalize(x, backend=self.backend)
         y = self.mix_before(x)
         message = self.convolution(y, cutoff, self.radial(radial), graph=graph)
         message = message + y * expand_parts(self.radial.at(at_zero))
@@ -316,8 +316,7 @@ class Interaction(nn.Module):
             product = 2 * product
         elif factor is not None:
             product = product * factor
-        product = product / (_square_norms(product, self.channels) + 1).repeat(1, 9)
-        change = self.mix_after(product)
+        change = self.mix_after(matrix_normalize(product, backend=self.backend))
         square = matrix_product(change, change, "product", backend=self.backend)
         updated: Tensor = x + change + (square if factor is None else square * factor)
         return updated

@@ -1,40 +1,74 @@
-"""Products of 3x3 matrices in plain torch: three updates of rank one, any device."""
+"""Operations on 3x3 matrices in plain torch, any device."""
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from eqtp.kernels.matrix.reference import Kind
 from eqtp.so3.matrix_basis import matrix_basis
 
-__all__ = ["matrix_product"]
+__all__ = ["gradient", "normalize", "product", "second_gradient"]
 
 
-def matrix_product(
-    x: Float[Tensor, "rows dim"],
-    y: Float[Tensor, "rows dim"],
-    kind: Kind,
-    transpose_x: bool = False,
-    transpose_y: bool = False,
-) -> Float[Tensor, "rows dim"]:
-    """As `reference.matrix_product`."""
+def product(x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bool) -> Tensor:
+    """As `reference.matrix_product`: the sum of three outer products of columns and rows."""
     basis = matrix_basis(1).to(x).flatten(1)
     left, right = _matrices(x, basis, transpose_x), _matrices(y, basis, transpose_y)
-    out = _product(left, right)
+    out = _multiply(left, right)
     if kind == "anticommutator":
-        out = out + _product(right, left)
+        out = out + _multiply(right, left)
     elif kind == "commutator":
-        out = out - _product(right, left)
-    return (basis @ out.view(len(x), 9, -1)).view(x.shape)
+        out = out - _multiply(right, left)
+    return (basis @ out.flatten(1, 2)).view(x.shape)
 
 
 def _matrices(x: Tensor, basis: Tensor, transpose: bool) -> Tensor:
-    matrices = (basis.t() @ x.view(len(x), 9, -1)).view(len(x), 3, 3, x.shape[1] // 9)
+    channels = x.shape[1] // 9
+    matrices = (basis.t() @ x.view(len(x), 9, channels)).view(len(x), 3, 3, channels)
     return matrices.transpose(1, 2) if transpose else matrices
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    terms = [left[:, :, k, None] * right[:, None, k] for k in range(3)]
-    return torch.stack(terms).sum(0)
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    out = left[:, :, 0, None] * right[:, None, 0]
+    for k in (1, 2):
+        out = out + left[:, :, k, None] * right[:, None, k]
+    return out
+
+
+def normalize(x: Tensor) -> Tensor:
+    """``s x`` with ``s = 1 / (x.x + 1)`` per row and channel, as `reference.matrix_normalize`."""
+    rows = _components(x)
+    return (rows * _factor(rows)).view(x.shape)
+
+
+def gradient(x: Tensor, g: Tensor) -> Tensor:
+    """Gradient of <g, normalize(x)>: ``s g - 2 s^2 (g.x) x``, symmetric in its use of g."""
+    rows, g = _components(x), _components(g)
+    s = _factor(rows)
+    out = s * g - 2 * s.square() * _dot(g, rows) * rows
+    return out.view(x.shape)
+
+
+def second_gradient(x: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """Gradient of <v, gradient(x, g)> in x: ``(8 s^3 a b - 2 s^2 c) x - 2 s^2 (a v + b g)``.
+
+    a = g.x, b = v.x, c = g.v.
+    """
+    rows, g, v = _components(x), _components(g), _components(v)
+    s = _factor(rows)
+    a, b, c = _dot(g, rows), _dot(v, rows), _dot(g, v)
+    square = 2 * s.square()
+    out = (4 * square * s * a * b - square * c) * rows - square * (a * v + b * g)
+    return out.view(x.shape)
+
+
+def _components(x: Tensor) -> Tensor:
+    return x.view(len(x), 9, x.shape[1] // 9)
+
+
+def _factor(rows: Tensor) -> Tensor:
+    return 1 / (_dot(rows, rows) + 1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, keepdim=True)
