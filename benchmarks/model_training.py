@@ -10,6 +10,7 @@ Every model runs through the loop of `training_run`, each with the learning rate
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import torch
 from eqtp.benchmarks.threebpa import ThreeBPA
 from eqtp.benchmarks.timing import results_folder, write_json
 from eqtp.benchmarks.training_run import Budget, Recipe, plot, table, train
+from eqtp.models.registry import model_class
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,22 @@ class Contestant:
 _MACE = {"hidden_irreps": "32x0e+32x1o"}
 CONTESTANTS = {
     "mace": Contestant("MACE", _MACE),
+    "tensornet": Contestant(
+        "TensorNet", {"channels": 64, "num_layers": 2}, Recipe(lr=0.002, weight_decay=0.0)
+    ),
 }
 
 
 def train_one(name: str, budget: Budget, output: Path) -> None:
     """Trains one contestant in this process."""
-    import eqtp.models
-
     contestant = CONTESTANTS[name]
+    kind = model_class(contestant.model)
     torch.manual_seed(contestant.recipe.seed)
     data = ThreeBPA.load()
-    hyperparameters = data.statistics() | contestant.hyperparameters
-    model = getattr(eqtp.models, contestant.model)(**hyperparameters).float()
+    known = inspect.signature(kind).parameters  # not every model counts neighbours
+    statistics = {key: value for key, value in data.statistics().items() if key in known}
+    hyperparameters = statistics | contestant.hyperparameters
+    model = kind(**hyperparameters).float()
     about = {"model": contestant.model, "hyperparameters": hyperparameters}
     train(name, model, data, contestant.recipe, budget, output, about)
 

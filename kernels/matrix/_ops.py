@@ -1,13 +1,13 @@
 """Operations on 3x3 matrices as `torch.library` ops, closed under differentiation.
 
-    eqtp::matrix_product     X Y, X Y - Y X or X Y + Y X, each factor transposed or not; with G the
-                             gradient of the result, that of X is G Y^T (or G Y^T -+ Y^T G) and that
-                             of Y is X^T G: the same op with other transpositions
-    eqtp::matrix_normalize   X / (||X||^2 + 1)
-    eqtp::matrix_normalize_gradient          its gradient, which is symmetric: as a function of the
-                                             incoming gradient it is its own transpose
-    eqtp::matrix_normalize_second_gradient   the gradient of that in X; what is differentiated
-                                             further is its formula in plain torch
+eqtp::matrix_product     X Y, X Y - Y X or X Y + Y X, each factor transposed or not; with G the
+                         gradient of the result, that of X is G Y^T (or G Y^T -+ Y^T G) and that
+                         of Y is X^T G: the same op with other transpositions
+eqtp::matrix_normalize   X / (||X||^2 + 1)
+eqtp::matrix_normalize_gradient          its gradient, which is symmetric: as a function of the
+                                         incoming gradient it is its own transpose
+eqtp::matrix_normalize_second_gradient   the gradient of that in X; what is differentiated
+                                         further is its formula in plain torch
 """
 
 from __future__ import annotations

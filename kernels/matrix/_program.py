@@ -19,7 +19,7 @@ __all__ = ["product_program"]
 
 @lru_cache(maxsize=16)
 def product_program(kind: Kind, transpose_x: bool, transpose_y: bool) -> Program:
-    """out of x and y, nine components each."""
+    """The nine components of the result, from those of x and y."""
     entries = [*pairs(range(3), range(3))]
     statements = [
         *(_unfold("X", "x", a, b, transpose_x) for a, b in entries),
