@@ -211,6 +211,10 @@ class TensorProductProblem:
             self.irreps_out[path.i_out].mul,
         )
 
+    def num_elements(self, path: Path) -> int:
+        """Number of products that one element of the result sums over in a path."""
+        return _num_elements(path, self.irreps_in1, self.irreps_in2)
+
     def prune(self, keep: Sequence[int]) -> TensorProductProblem:
         """The product with only the paths `keep`, every constant unchanged.
 

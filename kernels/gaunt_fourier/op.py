@@ -55,7 +55,7 @@ def fourier_product(
             "the Fourier form multiplies functions, which couples degrees of even sum; use "
             "eqtp.kernels.gaunt_grid.sphere_product for the surface curl"
         )
-    if direct:
+    if direct or 0 in (x1.numel(), x2.numel()):  # there is no transform of nothing
         return reference.fourier_product(x1, x2, problem)
     l1, l2, l3 = (degrees[-1] for degrees in problem.degrees)
     size = 2 * (l1 + l2) + 1, max(l1 + l2 + l3 + 1, 2 * max(l1, l2, l3) + 1)

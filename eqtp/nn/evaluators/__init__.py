@@ -10,6 +10,7 @@ from eqtp.methods import get_method
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
+from .gaunt import GauntProduct
 from .protocol import Evaluator
 from .so2 import SO2
 
@@ -52,4 +53,6 @@ def make_evaluator(
         return ClebschGordan(problem, backend, layout)
     if method == "so2":
         return SO2(problem, backend, layout)
+    if method in ("gaunt", "gaunt_full"):
+        return GauntProduct.of(method, problem, backend, layout, evaluation, passes)
     raise NotImplementedError(f"method={chosen.name!r} is not in this version; use method='cg'")

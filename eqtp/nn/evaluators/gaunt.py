@@ -1,0 +1,294 @@
+"""Gaunt products: blocks are functions on the sphere, and functions are multiplied point by point.
+
+Three exact evaluations of the same product:
+
+    direct    path by path, by the kernels of the "cg" product with the weights that are equal
+    grid      on the smallest grid that is exact, `eqtp.kernels.gaunt_grid`
+    fourier   by Fourier series on the torus, `eqtp.kernels.gaunt_fourier`
+
+Functions hold all blocks of an operand, so grid and Fourier compute every path that there is among
+the blocks; a product of some of the paths only is evaluated directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eqtp.backend import Backend, resolve
+from eqtp.graph import Graph
+from eqtp.kernels.gaunt_fourier import fourier_product
+from eqtp.kernels.gaunt_grid import config, sphere_product
+from eqtp.kernels.gaunt_grid import op as grid_op
+from eqtp.kernels.tensor_product.op import validate
+from eqtp.layout import Layout
+from eqtp.methods import Method, get_method
+from eqtp.nn.explanation import flops_per_row
+from eqtp.operators import is_autocast, widest
+from eqtp.problem import TensorProductProblem
+
+from .cg import ClebschGordan
+from .separable import SeparableWeights
+from .sphere_functions import Sector, distribute, missing_paths, sectors_of
+
+__all__ = ["GauntProduct"]
+
+Evaluation = Literal["auto", "direct", "grid", "fourier"]
+
+
+@dataclass(frozen=True)
+class GauntProduct:
+    """`method="gaunt"` and "gaunt_full"; see `Evaluator` for the attributes and methods.
+
+    Attributes:
+        weights: The separable weights and the scales; they hold the problem and the method.
+        backend: What the caller asked for.
+        layout: Memory order of x1, x2 and the result.
+        requested: The evaluation that was asked for.
+    """
+
+    weights: SeparableWeights
+    backend: Backend
+    layout: Layout
+    requested: Evaluation = "auto"
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        problem: TensorProductProblem,
+        backend: Backend,
+        layout: Layout,
+        evaluation: Evaluation,
+        passes: int,
+    ) -> GauntProduct:
+        """The product, if its method has all paths and the evaluation computes just these.
+
+        Raises:
+            ValueError: See `SeparableWeights.of`; or "grid" or "fourier" was asked for and would
+                compute paths that are not among the instructions; or "fourier" for odd paths.
+        """
+        weights = SeparableWeights.of(problem, get_method(method), passes)
+        product = cls(weights, backend, layout, evaluation)
+        obstacle = product.why_not_on_grid
+        if evaluation in ("grid", "fourier") and obstacle is not None:
+            raise ValueError(f"evaluation={evaluation!r}: {obstacle}; use evaluation='direct'")
+        if evaluation == "fourier" and any(sector.odd for sector in product._sectors):
+            raise ValueError(
+                "evaluation='fourier' multiplies functions, which has no odd paths "
+                "(l1 + l2 + l3); use evaluation='grid'"
+            )
+        return product
+
+    @property
+    def problem(self) -> TensorProductProblem:
+        return self.weights.problem
+
+    @property
+    def method(self) -> Method:
+        return self.weights.method
+
+    @property
+    def dim2(self) -> int:
+        return int(self.problem.irreps_in2.dim)
+
+    @property
+    def weight_numel(self) -> int:
+        return self.weights.numel
+
+    @cached_property
+    def why_not_on_grid(self) -> str | None:
+        """Why products of functions do not compute just these paths; None where they do."""
+        problem = self.problem
+        modes = {path.mode for path in problem.paths}
+        if len(modes) != 1:
+            return f"products of functions need instructions of one mode, got {sorted(modes)}"
+        missing = missing_paths(problem, self.method)
+        if missing:
+            named = ", ".join(
+                f"({i}, {j}, {k}): {problem.irreps_in1[i].ir} x {problem.irreps_in2[j].ir} -> "
+                f"{problem.irreps_out[k].ir}"
+                for i, j, k in missing[:6]
+            )
+            return (
+                "a product of functions computes every path of the method among the blocks, but "
+                f"these {len(missing)} are not among the instructions, or are there twice: {named}"
+                f"{', ...' if len(missing) > 6 else ''}"
+            )
+        return None
+
+    @cached_property
+    def _sectors(self) -> tuple[Sector, ...]:
+        return sectors_of(self.problem)
+
+    @cached_property
+    def flops(self) -> dict[str, float]:
+        """Flops of a row for every evaluation that can serve, forward."""
+        flops: dict[str, float] = {"direct": flops_per_row(self.problem)}
+        if self.why_not_on_grid is None:
+            channels = [self._channels(sector) for sector in self._sectors]
+            pairs = list(zip(self._sectors, channels, strict=True))
+            flops["grid"] = sum(config.grid_flops(s.problem, c) for s, c in pairs)
+            if not any(sector.odd for sector in self._sectors):
+                flops["fourier"] = sum(config.fourier_flops(s.problem, c) for s, c in pairs)
+        return flops
+
+    def _channels(self, sector: Sector) -> tuple[int, int, int]:
+        """Channels of the three functions of a sector."""
+        mul1, mul2 = (
+            1 if function.summed else int(function.irreps[function.blocks[0][0]].mul)
+            for function in (sector.first, sector.second)
+        )
+        if sector.mode == "uvuv":
+            mul1 = mul2 = mul1 * mul2
+        passes = self.weights.passes
+        return passes * mul1, passes * mul2, passes * max(mul1, mul2)
+
+    @cached_property
+    def evaluation(self) -> str:
+        """The evaluation that runs: as asked for, or the cheapest by `config.COST`."""
+        if self.requested != "auto":
+            return self.requested
+        return min(self.flops, key=lambda name: config.COST[name] * self.flops[name])
+
+    @cached_property
+    def _direct(self) -> ClebschGordan:
+        return ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
+
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        weight: Tensor | None,
+        *,
+        graph: Graph | None,
+        radial: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        if radial is not None:
+            weight = radial[0] @ radial[1]
+        if is_autocast(x1):
+            x1, x2, weight = widest((x1, x2, weight))
+        validate(x1, x2, None, replace(self.problem, paths=()), graph)
+        self.weights.check(weight, x2.shape[0], x1)
+        if weight is not None and self.weight_numel == 0:
+            weight = None
+        if self.evaluation == "direct":
+            paths = None if weight is None else self.weights.path_weights(weight)
+            return self._direct(x1, x2, paths, graph=graph, radial=None)
+        return self._multiply_functions(x1, x2, weight, graph)
+
+    def _multiply_functions(
+        self, x1: Tensor, x2: Tensor, weight: Tensor | None, graph: Graph | None
+    ) -> Tensor:
+        """The product of every sector; gathered and summed at nodes as early and late as can be."""
+        shared = weight is None or weight.ndim == 1
+        a, b, c = (None, None, None) if weight is None else self.weights.split(weight)
+        muls = tuple(mul for mul, _ in self.problem.irreps_out)
+        scales = _by_channel(self.weights.scales, muls, x1.dtype, x1.device)
+        factors = scales[None] if c is None else c * scales
+        if graph is not None and not shared:
+            x1 = x1.index_select(0, graph.edge_src)
+        results = []
+        for sector in self._sectors:
+            first = sector.first.assemble(x1, a, self.layout)
+            second = sector.second.assemble(x2, b, self.layout)
+            if graph is not None and shared:
+                first = first.index_select(0, graph.edge_src)
+            if sector.mode == "uvuv":
+                first, second = _outer(first, second, self.weights.passes)
+            parts = self._product(first, second, sector)
+            if graph is not None and shared:
+                parts = _sum_at_receivers(parts, graph)
+            results.append((sector, parts))
+        out = distribute(results, factors, self.problem.irreps_out, self.layout)
+        return out if graph is None or shared else _sum_at_receivers(out, graph)
+
+    def _product(self, first: Tensor, second: Tensor, sector: Sector) -> Tensor:
+        passes = self.weights.passes
+        if passes > 1 and first.shape[2] != second.shape[2]:  # one channel serves all of a pass
+            first, second = _same_channels(first, second, passes)
+        if self.evaluation == "fourier":
+            return fourier_product(first, second, sector.problem)
+        return sphere_product(first, second, sector.problem, backend=self.backend)
+
+    def effective_path_weights(self, weight: Tensor) -> Tensor:
+        return self.weights.effective_path_weights(weight)
+
+    def prune(self, keep: Sequence[int]) -> GauntProduct:
+        pruned = replace(self, weights=self.weights.prune(keep))
+        return pruned if pruned.why_not_on_grid is None else replace(pruned, requested="direct")
+
+    def prune_weight(self, weight: Tensor, keep: Sequence[int]) -> Tensor:
+        return weight
+
+    def family(self, device: str) -> str:
+        if self.evaluation == "direct":
+            return self._direct.family(device)
+        return f"gaunt_{self.evaluation}"
+
+    def explain(self, title: str, like: Tensor | None) -> str:
+        device = "cpu" if like is None else like.device.type
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        why = "asked for by name"
+        if self.requested == "auto":
+            why = self.why_not_on_grid or "the cheapest by the cost model"
+        costs = ", ".join(f"{name} {value:,.0f}" for name, value in self.flops.items())
+        lines = [
+            f"  evaluation {self.evaluation}: {why}",
+            f"  flops     {costs} per row, forward",
+        ]
+        if self.evaluation == "direct":
+            return "\n".join([self._direct.explain(title, like), *lines])
+        for sector in self._sectors:
+            chosen = resolve(
+                self.backend,
+                family="gaunt_grid",
+                implemented=grid_op.IMPLEMENTED,
+                device=device,
+                why_not=partial(grid_op.why_not, problem=sector.problem, dtype=dtype),
+            )
+            lines.append(
+                f"  product   {'curl' if sector.odd else 'even'}: degrees {sector.first.degrees} x "
+                f"{sector.second.degrees} -> {sector.result.degrees}, exact to degree "
+                f"{sector.problem.degree}; backend {chosen.backend}: {chosen.reason}"
+            )
+        return "\n".join([title, f"  method    {self.method.name} ({self.method.summary})", *lines])
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # the kept tensor must serve later calls that record gradients
+def _by_channel(
+    scales: tuple[float, ...], muls: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The constant of every channel of every block."""
+    values = torch.tensor(scales, dtype=torch.float64).repeat_interleave(torch.tensor(muls))
+    return values.to(device, dtype)
+
+
+def _outer(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+    """Every channel of the first with every one of the second, pass by pass."""
+    channels = first.shape[2] // passes, second.shape[2] // passes
+    a = first.unflatten(2, (passes, channels[0], 1))
+    b = second.unflatten(2, (passes, 1, channels[1]))
+    a = a.expand(-1, -1, -1, *channels)
+    b = b.expand(-1, -1, -1, *channels)
+    return a.flatten(2), b.flatten(2)
+
+
+def _same_channels(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+    """Functions of one channel per pass, repeated for the other's channels."""
+    channels = max(first.shape[2], second.shape[2]) // passes
+    a, b = (
+        x.unflatten(2, (passes, x.shape[2] // passes)).expand(-1, -1, -1, channels)
+        for x in (first, second)
+    )
+    return a.flatten(2), b.flatten(2)
+
+
+def _sum_at_receivers(rows: Tensor, graph: Graph) -> Tensor:
+    return rows.new_zeros(graph.num_dst, *rows.shape[1:]).index_add(0, graph.edge_dst, rows)
