@@ -7,7 +7,8 @@ mace-torch's ScaleShiftMACE, so `eqtp.models.mace_import` carries weights over o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from eqtp.models.blocks.element_linear import ElementLinear
 from eqtp.models.blocks.energy import energy_and_derivatives
 from eqtp.models.blocks.path_gates import ConvolutionGate
 from eqtp.models.blocks.radial import SILU_GAIN, BesselBasis, RadialNetwork
+from eqtp.models.blocks.tensor_heads import TensorHeads, parse_targets, with_irreps_of
 from eqtp.nn import ChannelwiseTensorProduct, Linear, SymmetricContraction, TensorProduct
 from eqtp.nn.symmetric_contraction import ContractionMethod
 from eqtp.problem import parse_irreps
@@ -69,6 +71,9 @@ class MACE(nn.Module):
             12, 14 couplings: "gaunt_iterated" spans all, "gaunt" 8, 9, 9; degree 4: 23, 31, 46
             against 17, 15, 18. An element and channel have 13 weights for a result 0e with "cg"
             (29 for 0e+1o), 7 (10) with "gaunt" and 15 (18) with "gaunt_iterated".
+        tensor_targets: Cartesian tensors to predict beside the energy, name -> fields of
+            `models.blocks.tensor_heads.TensorTarget`: {"dipole": {"formula": "i", "unit": "e Å"}}.
+            `forward` returns them by name. Their irreps must be among `hidden_irreps`.
         paths: Paths that each layer's convolution keeps, None for all; what `prune_paths` writes.
         backend: Which kernels to use, see `eqtp.backend`.
 
@@ -101,11 +106,13 @@ class MACE(nn.Module):
         shift: float = 0.0,
         basis: Literal["independent", "mace"] = "independent",
         product: ContractionMethod = "cg",
+        tensor_targets: Mapping[str, Mapping[str, Any]] | None = None,
         paths: Sequence[Sequence[int] | None] | None = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
         hidden, mlp = parse_irreps(hidden_irreps), parse_irreps(mlp_irreps)
+        targets = parse_targets(tensor_targets)
         self.hyperparameters: dict[str, Any] = {
             "atomic_numbers": [int(z) for z in atomic_numbers],
             "atomic_energies": [float(energy) for energy in atomic_energies],
@@ -123,6 +130,7 @@ class MACE(nn.Module):
             "shift": float(shift),
             "basis": basis,
             "product": product,
+            "tensor_targets": {name: asdict(target) for name, target in targets.items()},
             "paths": None if paths is None else [None if p is None else list(p) for p in paths],
             "backend": backend,
         }
@@ -141,9 +149,10 @@ class MACE(nn.Module):
         self.products = nn.ModuleList()
         self.readouts = nn.ModuleList()
         features = scalars
+        layers: list[Irreps] = []
         for layer in range(num_interactions):
             last = layer == num_interactions - 1
-            target = scalars if last else hidden
+            target = with_irreps_of(scalars, hidden, targets) if last else hidden
             self.interactions.append(
                 Interaction(
                     features,
@@ -169,6 +178,8 @@ class MACE(nn.Module):
             )
             self.readouts.append(NonLinearReadout(target, mlp) if last else LinearReadout(target))
             features = target
+            layers.append(target)
+        self.tensor_heads = TensorHeads(targets, layers) if targets else None
 
     @classmethod
     def from_mace(cls, model: Any) -> MACE:
@@ -197,8 +208,9 @@ class MACE(nn.Module):
 
         Returns:
             "energy" [G] in eV (float64), "node_energy" [N] in eV (float64), "forces" [N, 3] in
-            eV/Å, and "stress" [G, 3, 3] in eV/Å^3 when asked for. In training mode the
-            derivatives can be differentiated again.
+            eV/Å, and "stress" [G, 3, 3] in eV/Å^3 when asked for; tensor targets by their names,
+            [G, 3, ..., 3] or [N, 3, ..., 3]. In training mode the derivatives can be
+            differentiated again.
 
         Raises:
             ValueError: An element is unknown to the model, or a position is not finite.
@@ -212,6 +224,15 @@ class MACE(nn.Module):
     ) -> Float[Tensor, " nodes"]:
         """Interaction energy of each node in eV, without the isolated atoms' energies.
 
+        Arguments as `node_outputs`.
+        """
+        return self.node_outputs(element, vectors, graph)[0]
+
+    def node_outputs(
+        self, element: Int[Tensor, " nodes"], vectors: Float[Tensor, "edges 3"], graph: Graph
+    ) -> tuple[Float[Tensor, " nodes"], dict[str, Tensor]]:
+        """Interaction energy of each node in eV, and the tensor targets of each node.
+
         Args:
             element: Index of each node's element in `atomic_numbers`.
             vectors: Edge vectors from sender to receiver in Å.
@@ -222,14 +243,16 @@ class MACE(nn.Module):
         embedding = self.radial_embedding
         radial = RadialBasis(lengths, embedding.forward, embedding.with_slope)
         features = self.node_embedding(element)
-        energies = []
+        energies, layers = [], []
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
             message, shortcut = interaction(features, element, harmonics, radial, graph)
             features = product(message, element) + shortcut
             energies.append(readout(features))
-        return self.scale * torch.stack(energies).sum(0) + self.shift
+            layers.append(features)
+        tensors = self.tensor_heads(layers) if self.tensor_heads is not None else {}
+        return self.scale * torch.stack(energies).sum(0) + self.shift, tensors
 
     def weight_decay_parameters(self) -> list[nn.Parameter]:
         """Parameters that MACE's recipe decays: messages' linear maps, all of the products."""

@@ -14,7 +14,11 @@ __all__ = ["Potential", "energy_and_derivatives"]
 
 
 class Potential(Protocol):
-    """What a model offers: elements, isolated-atom energies, and node energies of edge vectors."""
+    """What a model offers: elements, isolated-atom energies, and node energies of edge vectors.
+
+    A model with tensor targets has a module `tensor_heads`, and a method `node_outputs` that
+    takes what `node_energies` takes and returns the tensors beside the energies.
+    """
 
     atomic_numbers: list[int]
     hyperparameters: dict[str, Any]
@@ -83,7 +87,15 @@ def energy_and_derivatives(
         vectors = (
             moved.index_select(0, graph.edge_dst) - moved.index_select(0, graph.edge_src) + shift
         )
-        interaction = model.node_energies(element, vectors, graph, **attributes).double()
+        heads: Any = getattr(model, "tensor_heads", None)
+        tensors: dict[str, Tensor] = {}
+        if heads is None:
+            energies = model.node_energies(element, vectors, graph, **attributes)
+        else:
+            outputs: Any = model
+            energies, tensors = outputs.node_outputs(element, vectors, graph, **attributes)
+            tensors = heads.per_target(tensors, batch, num_graphs)
+        interaction = energies.double()
         targets = [positions] * compute_forces + ([] if strain is None else [strain])
         gradients: list[Tensor] = []
         if targets:
@@ -96,9 +108,11 @@ def energy_and_derivatives(
     node_energy = interaction + isolated.index_select(0, element)
     if targets and not model.training:
         node_energy = node_energy.detach()  # its graph was freed with the derivatives
+        tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     result = {
         "energy": node_energy.new_zeros(num_graphs).index_add(0, batch, node_energy),
         "node_energy": node_energy,
+        **tensors,
     }
     if compute_forces:
         result["forces"] = -gradients[0]
