@@ -11,11 +11,12 @@ if __name__ != "eqtp.models":
 from eqtp.models.registry import MODEL_MODULES
 
 if TYPE_CHECKING:
+    from eqtp.models.escn import ESCN
     from eqtp.models.io import load, save
     from eqtp.models.mace import MACE
     from eqtp.models.tensornet import TensorNet
 
-__all__ = ["MACE", "TensorNet", "load", "save"]
+__all__ = ["ESCN", "MACE", "TensorNet", "load", "save"]
 
 _MODULES = MODEL_MODULES | {"load": "eqtp.models.io", "save": "eqtp.models.io"}
 
@@ -23,6 +24,4 @@ _MODULES = MODEL_MODULES | {"load": "eqtp.models.io", "save": "eqtp.models.io"}
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
-    if name == "ESCN":
-        raise AttributeError(f"eqtp.models.{name} is not in this version, which has {__all__}")
     raise AttributeError(f"module 'eqtp.models' has no attribute {name!r}; it has {__all__}")

@@ -22,6 +22,7 @@ from eqtp.irreps import Irreps
 from eqtp.kernels.radial import RadialBasis
 from eqtp.models.blocks.element_linear import ElementLinear
 from eqtp.models.blocks.energy import energy_and_derivatives
+from eqtp.models.blocks.hyperparameters import check_at_least, check_elements, check_positive
 from eqtp.models.blocks.path_gates import ConvolutionGate
 from eqtp.models.blocks.radial import SILU_GAIN, BesselBasis, RadialNetwork
 from eqtp.models.blocks.tensor_heads import TensorHeads, parse_targets, with_irreps_of
@@ -402,16 +403,7 @@ class NonLinearReadout(nn.Module):
 
 def _validate(hyperparameters: dict[str, Any], hidden: Irreps, mlp: Irreps) -> None:
     """Refuses hyperparameters that make no model, before anything is built."""
-    numbers, energies = hyperparameters["atomic_numbers"], hyperparameters["atomic_energies"]
-    if len(numbers) == 0 or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise ValueError(
-            f"atomic_numbers must list each element once, from 1 (H) on, got {numbers}"
-        )
-    if len(energies) != len(numbers):
-        raise ValueError(
-            f"atomic_energies must have one energy per element ({len(numbers)}), "
-            f"got {len(energies)}"
-        )
+    check_elements(hyperparameters)
     if hidden.dim == 0 or str(hidden[0].ir) != "0e" or len({mul for mul, _ in hidden}) != 1:
         raise ValueError(
             "hidden_irreps must start with scalars and have one multiplicity for all, "
@@ -424,18 +416,17 @@ def _validate(hyperparameters: dict[str, Any], hidden: Irreps, mlp: Irreps) -> N
         raise ValueError(f"product must be one of {get_args(ContractionMethod)}, got {product!r}")
     if product != "cg" and basis != "independent":
         raise ValueError(f"basis={basis!r} needs product='cg', got product={product!r}")
-    for name, low in (
-        ("num_bessel", 1),
-        ("num_polynomial_cutoff", 2),
-        ("max_ell", 0),
-        ("correlation", 1),
-        ("num_interactions", 1),
-    ):
-        if hyperparameters[name] < low:
-            raise ValueError(f"{name} must be at least {low}, got {hyperparameters[name]}")
+    check_at_least(
+        hyperparameters,
+        {
+            "num_bessel": 1,
+            "num_polynomial_cutoff": 2,
+            "max_ell": 0,
+            "correlation": 1,
+            "num_interactions": 1,
+        },
+    )
     paths, layers = hyperparameters["paths"], hyperparameters["num_interactions"]
     if paths is not None and len(paths) != layers:
         raise ValueError(f"paths must have one entry per layer ({layers}), got {len(paths)}")
-    for name in ("r_max", "avg_num_neighbors"):
-        if not hyperparameters[name] > 0:
-            raise ValueError(f"{name} must be positive, got {hyperparameters[name]}")
+    check_positive(hyperparameters, "r_max", "avg_num_neighbors")

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_MODULES", "model_class"]
 
-MODEL_MODULES = {"MACE": "eqtp.models.mace", "TensorNet": "eqtp.models.tensornet"}
+MODEL_MODULES = {
+    "ESCN": "eqtp.models.escn",
+    "MACE": "eqtp.models.mace",
+    "TensorNet": "eqtp.models.tensornet",
+}
 """Where each class is defined; imported only when it is asked for."""
 
 

@@ -49,7 +49,7 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     ("arguments", "expected"),
     [
         (["train"], "config or preset, or --resume RUN, got neither"),
-        (["train", "no-such-preset"], "one of the presets 3bpa-paper, 3bpa-quick, 3bpa-small"),
+        (["train", "no-such-preset"], "one of the presets 3bpa-escn, "),
         (["train", "3bpa-quick", "training.lrr=1"], "unknown key 'training.lrr': did you mean"),
         (["train", "3bpa-quick", "training.lr"], "key=value, got 'training.lr'"),
         (["train", "--resume", "no-such-run"], "folder with a config.yaml, got 'no-such-run'"),

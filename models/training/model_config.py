@@ -63,10 +63,10 @@ class ESCNConfig(ModelConfig):
     num_layers: PositiveInt = 3
     edge_channels: PositiveInt = 64
     radial_basis: Literal["gaussian", "bessel"] = "gaussian"
-    num_radial: PositiveInt = 32
+    num_rbf: PositiveInt = 32
     num_polynomial_cutoff: Annotated[int, Field(ge=2)] = 5
     feed_forward: Literal["spectral", "grid"] = "spectral"
-    parity: bool = False
+    group: Literal["O(3)", "SO(3)"] = "O(3)"
 
 
 class TensorNetConfig(ModelConfig):

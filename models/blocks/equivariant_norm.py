@@ -1,0 +1,58 @@
+"""Normalisation that commutes with rotations."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["EquivariantRMSNorm", "degrees"]
+
+
+def degrees(lmax: int) -> Tensor:
+    """The degree l of each of the (lmax + 1)^2 components."""
+    return torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])
+
+
+class EquivariantRMSNorm(nn.Module):
+    """Features over their root mean square, in which every degree counts the same.
+
+        x_0 <- x_0 - mean_c(x_0)
+        rms^2 = mean_l mean_m mean_c x_lmc^2
+        out_lmc = gain_lc x_lmc / sqrt(rms^2 + eps) + bias_c [l = 0]
+
+    Source: eSCN-MD's `rms_norm_sh` (arXiv 2502.12147).
+
+    Args:
+        lmax: Largest degree.
+        channels: Channels.
+        eps: Added to the mean square.
+
+    Example:
+        >>> EquivariantRMSNorm(2, 4)(torch.randn(5, 9, 4)).shape
+        torch.Size([5, 9, 4])
+    """
+
+    def __init__(self, lmax: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(lmax + 1, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        index = degrees(lmax)
+        shares = 1 / ((lmax + 1) * (2 * index + 1) * channels).to(torch.get_default_dtype())
+        self.register_buffer("degrees", index, persistent=False)
+        self.register_buffer("shares", shares, persistent=False)
+        self.degrees: Tensor
+        self.shares: Tensor
+
+    def forward(
+        self, x: Float[Tensor, "nodes components channels"]
+    ) -> Float[Tensor, "nodes components channels"]:
+        """Normalises each node's features."""
+        scalars, others = x.split([1, x.shape[1] - 1], dim=1)
+        x = torch.cat([scalars - scalars.mean(2, keepdim=True), others], dim=1)
+        mean_square = x.square().sum(2) @ self.shares
+        x = x * (mean_square + self.eps).rsqrt()[:, None, None]
+        x = x * self.gain.index_select(0, self.degrees)
+        scalars, others = x.split([1, x.shape[1] - 1], dim=1)
+        return torch.cat([scalars + self.bias, others], dim=1)
