@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eqtp.so3.clebsch_gordan import wigner_3j
+from eqtp.so3.conversion import convert
 from eqtp.so3.gaunt_coefficients import gaunt
 from eqtp.so3.index_symmetry import (
     TensorSymmetry,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TensorSymmetry",
+    "convert",
     "expand",
     "gaunt",
     "irreps_to_tensor",
