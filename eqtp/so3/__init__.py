@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from eqtp.so3.clebsch_gordan import wigner_3j
 from eqtp.so3.conversion import convert
+from eqtp.so3.expressivity import expressivity, interactability
 from eqtp.so3.gaunt_coefficients import gaunt
 from eqtp.so3.index_symmetry import (
     TensorSymmetry,
@@ -33,7 +34,9 @@ __all__ = [
     "TensorSymmetry",
     "convert",
     "expand",
+    "expressivity",
     "gaunt",
+    "interactability",
     "irreps_to_tensor",
     "rand_matrix",
     "reduce",
