@@ -140,7 +140,7 @@ def _cartesian_basis(irreps: Irreps) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def traceless_basis(degree: int) -> Float64[Tensor, "components *axes"]:
+def traceless_basis(degree: int) -> Float64[Tensor, "*shape"]:
     """The 2l+1 symmetric traceless tensors with l indices that a degree l stands for.
 
         Q_l = +- sqrt(2l+1) w3j(1, l-1, l) (E x Q_{l-1}),   Q_0 = 1,   Q_1 = E

