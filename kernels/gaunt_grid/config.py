@@ -7,13 +7,25 @@ import math
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.so3.sphere_grid import sphere_grid
 
-__all__ = ["CHUNK_BYTES", "COST", "DENSE_LIMIT", "chunk_rows", "fourier_flops", "grid_flops"]
+__all__ = [
+    "CHUNK_BYTES",
+    "COST",
+    "CPU_MAX_STATEMENTS",
+    "DENSE_LIMIT",
+    "chunk_rows",
+    "fourier_flops",
+    "grid_flops",
+]
 
 CHUNK_BYTES = 256 << 10
 """Size of one operand's values on the grid, for the rows of a chunk of the plain-torch kernel."""
 
 DENSE_LIMIT = 24
 """Degree of exactness up to which the plain-torch kernel multiplies by dense matrices."""
+
+
+CPU_MAX_STATEMENTS = 60_000
+"""Operations of three transforms that are unrolled into code."""
 
 
 def chunk_rows(row_bytes: int) -> int:

@@ -10,12 +10,14 @@ from eqtp.backend import Backend, resolve
 from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.gaunt_grid import _ops, reference
+from eqtp.kernels.gaunt_grid._symmetry import choose_grid
+from eqtp.kernels.gaunt_grid.config import CPU_MAX_STATEMENTS
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "sphere_product", "validate", "why_not"]
 
-IMPLEMENTED = ("torch", "reference")
+IMPLEMENTED = ("cpu", "torch", "reference")
 
 
 def sphere_product(
@@ -78,7 +80,15 @@ def why_not(backend: str, problem: SphereProductProblem, dtype: torch.dtype) -> 
     """Why a backend cannot run a product; None where it can."""
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
-    return why_unavailable(backend)
+    obstacle = why_unavailable(backend)
+    if backend == "cpu" and obstacle is None:
+        statements = sum(slot.num_statements for slot in choose_grid(problem))
+        if statements > CPU_MAX_STATEMENTS:
+            return (
+                f"its code is unrolled and takes at most {CPU_MAX_STATEMENTS} operations, "
+                f"degrees {problem.degrees} take {statements}"
+            )
+    return obstacle
 
 
 def validate(x1: Tensor, x2: Tensor, problem: SphereProductProblem) -> None:

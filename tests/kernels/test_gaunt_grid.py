@@ -18,7 +18,7 @@ TOLERANCES = {
     torch.float32: 5e-6,  # sums of a few hundred terms of size one
     "leak": 1e-13,  # of paths that a product does not have
 }
-BACKENDS = ("torch",)
+BACKENDS = ("cpu", "torch")
 CHANNELS = ((5, 5), (19, 1), (1, 3), (1, 1))
 PROBLEMS = {
     "even": SphereProductProblem((0, 1, 2), (0, 1, 2, 3), (0, 1, 2)),
