@@ -7,52 +7,13 @@ that both are one matrix product.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from eqtp.kernels.codegen import cpp
+from eqtp.kernels.codegen.exponential import exponential
 from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
 
 __all__ = ["source"]
-
-_DEGREE = {torch.float32: 7, torch.float64: 13}  # of the series for |x| <= ln(2) / 2
-_NUMBERS: dict[torch.dtype, dict[str, object]] = {
-    torch.float32: {
-        "integer": "int32_t",
-        "mantissa": 23,
-        "bias": 127,
-        "limit": 80.0,
-        "high": "0.693359375f",
-        "low": "-2.12194440e-4f",
-    },
-    torch.float64: {
-        "integer": "int64_t",
-        "mantissa": 52,
-        "bias": 1023,
-        "limit": 700.0,
-        "high": "6.93145751953125e-1",
-        "low": "1.42860682030941723212e-6",
-    },
-}
-
-_EXPONENTIAL = """
-typedef {integer} integers __attribute__((vector_size(WIDTH)));
-
-// exp(x) for |x| <= {limit}, cut off beyond: 2^n times the Taylor series of the rest.
-static inline vec exponential(vec x) {{
-    const real limit = {limit}, magic = 1.5 * ({integer}(1) << {mantissa});
-    x = x < -limit ? vec{{}} - limit : x;
-    x = x > limit ? vec{{}} + limit : x;
-    vec shifted = x * (real)1.44269504088896340736 + magic;
-    vec n = shifted - magic;
-    vec rest = x - n * {high} - n * {low};
-    vec sum = vec{{}} + {last};
-{horner}
-    integers power = ((integers)shifted + {bias}) << {mantissa};
-    return sum * (vec)power;
-}}
-"""
 
 _BODY = """
 constexpr int TILE = 16;    // distinct lengths per tile: its 64 features stay in the L2 cache
@@ -332,9 +293,6 @@ EXPORT void length_gradient_backward(int64_t num, int64_t columns, const int64_t
 
 def source(dtype: torch.dtype) -> str:
     """The whole file."""
-    *lower, last = [f"(real){1 / math.factorial(k)!r}" for k in range(_DEGREE[dtype] + 1)]
-    horner = "\n".join(f"    sum = sum * rest + {coefficient};" for coefficient in lower[::-1])
-    exponential = _EXPONENTIAL.format(**_NUMBERS[dtype], last=last, horner=horner)
     headers = "#include <algorithm>\n#include <cmath>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
-    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + exponential + _BODY
+    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + exponential(dtype) + _BODY

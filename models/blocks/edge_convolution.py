@@ -7,12 +7,12 @@ from typing import TypedDict
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
-from eqtp.kernels.so2 import FrameLayout, rotate_from_edge, rotate_to_edge
+from eqtp.kernels.frame_gate import FrameSizes, gate_orders, scale_orders
+from eqtp.kernels.so2 import rotate_from_edge, rotate_to_edge
 from eqtp.layout import Layout
 from eqtp.nn import Linear
 
@@ -68,27 +68,27 @@ class EdgeConvolution(nn.Module):
         backend: Backend,
     ) -> None:
         super().__init__()
-        self.lmax, self.m_max = lmax, m_max
+        self.m_max = m_max
         self.hidden_channels = hidden_channels
         self.backend: Backend = backend
         self.scale = avg_num_neighbors**-0.5
         features = Irreps([(channels, (l, 1)) for l in range(lmax + 1)])
         self.irreps = Irreps([(hidden_channels, (l, 1)) for l in range(lmax + 1)])
-        self.frame = FrameLayout(self.irreps, m_max)
+        self.sizes = FrameSizes(lmax, m_max, hidden_channels)
         both = Irreps([(2 * hidden_channels, (l, 1)) for l in range(lmax + 1)])
         self.linear_up = Linear(features, both, layout="ir_mul")
         self.linear_down = Linear(self.irreps, features, layout="ir_mul")
         self.first, self.second = nn.ParameterList(), nn.ParameterList()
-        for m in range(m_max + 1):
-            width, parts = self.frame.width(m), 1 if parity or m == 0 else 2
-            gates = 0 if m else hidden_channels * lmax
+        for m, width in enumerate(self.sizes.widths):
+            parts = 1 if parity or m == 0 else 2
+            gates = 0 if m else self.sizes.gates_dim
             self.first.append(torch.randn(parts, width, width + gates))
             self.second.append(torch.randn(parts, width, width))
 
     @property
     def radial_size(self) -> int:
         """How many radial numbers an edge needs."""
-        return sum(self.frame.width(m) for m in range(self.m_max + 1))
+        return self.sizes.radial_dim
 
     def forward(
         self,
@@ -114,37 +114,15 @@ class EdgeConvolution(nn.Module):
         ends = sender.flatten(1).index_select(0, graph.edge_src) + receiver.flatten(1).index_select(
             0, graph.edge_dst
         )
-        orders = rotate_to_edge(ends, vectors, self.irreps, **rotation).split(self.frame.widths, 1)
-        factors = radial.split([self.frame.width(m) for m in range(self.m_max + 1)], 1)
-        hidden = []
-        for m, (y, factor, weight) in enumerate(zip(orders, factors, self.first, strict=True)):
-            signs = y.unflatten(1, (min(m, 1) + 1, factor.shape[1]))
-            hidden.append(_mix(signs * factor.unsqueeze(1), weight))
-        message = [
-            _mix(h, weight)
-            for h, weight in zip(self._gate(hidden, envelope), self.second, strict=True)
-        ]
+        frames = rotate_to_edge(ends, vectors, self.irreps, **rotation)
+        orders = scale_orders(frames, radial, self.sizes)
+        hidden = [_mix(y, weight) for y, weight in zip(orders, self.first, strict=True)]
+        gated = gate_orders(hidden, envelope * self.scale, self.sizes)
+        message = [_mix(h, weight) for h, weight in zip(gated, self.second, strict=True)]
         joined = torch.cat([part.flatten(1) for part in message], 1)
         summed = rotate_from_edge(joined, vectors, self.irreps, graph=graph, **rotation)
         out: Tensor = self.linear_down(summed)
         return out.view_as(x)
-
-    def _gate(self, hidden: list[Tensor], envelope: Tensor) -> list[Tensor]:
-        """Activated scalars and gated features, times the envelope and the sum's normalisation.
-
-        What follows is linear, so the factors may stand on the gates, which are few.
-        """
-        size = self.hidden_channels
-        zeros, *others = hidden
-        scalars, rest, gates = zeros.squeeze(1).split(
-            [size, size * self.lmax, size * self.lmax], dim=1
-        )
-        factor = (envelope * self.scale)[:, None]
-        gates = gates.sigmoid() * factor
-        gated = [torch.cat([silu(scalars) * factor, rest * gates], 1).unsqueeze(1)]
-        for m, h in enumerate(others, 1):
-            gated.append(h * gates[:, (m - 1) * size :].unsqueeze(1))
-        return gated
 
 
 def _mix(y: Tensor, weight: Tensor) -> Tensor:

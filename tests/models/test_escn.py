@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eqtp.cli import main
 from eqtp.graph import Graph
-from eqtp.kernels.so2 import rotate_from_edge, rotate_to_edge, so2_linear
+from eqtp.kernels.so2 import FrameLayout, rotate_from_edge, rotate_to_edge, so2_linear
 from eqtp.models import ESCN, load, save
 from eqtp.models.blocks.edge_convolution import EdgeConvolution
 from eqtp.models.training.data import from_ase
@@ -266,7 +266,8 @@ def test_edge_convolution_is_its_formula(lmax: int, m_max: int, parity: bool) ->
     radial, envelope = torch.randn(4, convolution.radial_size), torch.rand(4)
     out = convolution(x, vectors, radial, envelope, Graph(src, dst, 3))
 
-    frame, irreps = convolution.frame, convolution.irreps
+    irreps = convolution.irreps
+    frame = FrameLayout(irreps, m_max)
     both = convolution.linear_up(x.flatten(1)).view(3, -1, 2, 3)
     expected = torch.zeros(3, irreps.dim)
     for e in range(4):
