@@ -98,8 +98,11 @@ EXPORT void {name}(int64_t rows, int64_t channels, const real* x, const real* y,
 """
 
 
-def product(x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bool) -> Tensor:
-    """As `reference.matrix_product`."""
+def product(
+    x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bool, j: int
+) -> Tensor:
+    """As `reference.matrix_product`, of 3x3 matrices."""
+    assert j == 1
     return _run(_name(kind, transpose_x, transpose_y), x, y)
 
 

@@ -1,4 +1,4 @@
-"""Operations on 3x3 matrices as `torch.library` ops, closed under differentiation.
+"""Operations on matrices as `torch.library` ops, closed under differentiation.
 
 eqtp::matrix_product     X Y, X Y - Y X or X Y + Y X, each factor transposed or not; with G the
                          gradient of the result, that of X is G Y^T (or G Y^T -+ Y^T G) and that
@@ -34,11 +34,11 @@ def _kernel(backend: str) -> ModuleType:
 
 
 def product(
-    x: Tensor, y: Tensor, kind: str, transpose_x: bool, transpose_y: bool, backend: str
+    x: Tensor, y: Tensor, kind: str, transpose_x: bool, transpose_y: bool, j: int, backend: str
 ) -> Tensor:
     """As `reference.matrix_product`."""
     out: Tensor = torch.ops.eqtp.matrix_product.default(
-        x, y, kind, transpose_x, transpose_y, backend
+        x, y, kind, transpose_x, transpose_y, j, backend
     )
     return out
 
@@ -62,34 +62,34 @@ def _second_gradient(x: Tensor, g: Tensor, v: Tensor, backend: str) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, kind: str, tx: bool, ty: bool, backend: str
+        ctx: Any, x: Tensor, y: Tensor, kind: str, tx: bool, ty: bool, j: int, backend: str
     ) -> Tensor:
         ctx.save_for_backward(x, y)
-        ctx.options = kind, tx, ty, backend
+        ctx.options = kind, tx, ty, (j, backend)
         out: Tensor = below_autograd(
-            torch.ops.eqtp.matrix_product.default, x, y, kind, tx, ty, backend
+            torch.ops.eqtp.matrix_product.default, x, y, kind, tx, ty, j, backend
         )
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, y = operands = ctx.saved_tensors
-        kind, tx, ty, backend = ctx.options
+        kind, tx, ty, where = ctx.options
         want_x, want_y = wanted_gradients(ctx, operands)
         to_x = to_y = None
         if want_x:  # the transpose of a product is the product of the transposes in reverse
             to_x = (
-                product(y, g, kind, ty, True, backend)
+                product(y, g, kind, ty, True, *where)
                 if tx
-                else product(g, y, kind, False, not ty, backend)
+                else product(g, y, kind, False, not ty, *where)
             )
         if want_y:
             to_y = (
-                product(g, x, kind, True, tx, backend)
+                product(g, x, kind, True, tx, *where)
                 if ty
-                else product(x, g, kind, not tx, False, backend)
+                else product(x, g, kind, not tx, False, *where)
             )
-        return to_x, to_y, *[None] * 4
+        return to_x, to_y, *[None] * 5
 
 
 class _Normalize(torch.autograd.Function):
@@ -168,7 +168,7 @@ def _register() -> None:
 
     add(
         "matrix_product",
-        "Tensor x, Tensor y, str kind, bool transpose_x, bool transpose_y",
+        "Tensor x, Tensor y, str kind, bool transpose_x, bool transpose_y, int j",
         "product",
         _Product,
     )

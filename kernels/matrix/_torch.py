@@ -1,6 +1,8 @@
-"""Operations on 3x3 matrices in plain torch, any device."""
+"""Operations on matrices in plain torch, any device."""
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor
 
@@ -10,9 +12,11 @@ from eqtp.so3.matrix_basis import matrix_basis
 __all__ = ["gradient", "normalize", "product", "second_gradient"]
 
 
-def product(x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bool) -> Tensor:
-    """As `reference.matrix_product`: the sum of three outer products of columns and rows."""
-    basis = matrix_basis(1).to(x).flatten(1)
+def product(
+    x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bool, j: int
+) -> Tensor:
+    """As `reference.matrix_product`: a sum of outer products of columns and rows."""
+    basis = matrix_basis(j).to(x).flatten(1)
     left, right = _matrices(x, basis, transpose_x), _matrices(y, basis, transpose_y)
     out = _multiply(left, right)
     if kind == "anticommutator":
@@ -23,14 +27,15 @@ def product(x: Tensor, y: Tensor, kind: Kind, transpose_x: bool, transpose_y: bo
 
 
 def _matrices(x: Tensor, basis: Tensor, transpose: bool) -> Tensor:
-    channels = x.shape[1] // 9
-    matrices = (basis.t() @ x.view(len(x), 9, channels)).view(len(x), 3, 3, channels)
+    size, channels = len(basis), x.shape[1] // len(basis)
+    side = math.isqrt(size)
+    matrices = (basis.t() @ x.view(len(x), size, channels)).view(len(x), side, side, channels)
     return matrices.transpose(1, 2) if transpose else matrices
 
 
 def _multiply(left: Tensor, right: Tensor) -> Tensor:
     out = left[:, :, 0, None] * right[:, None, 0]
-    for k in (1, 2):
+    for k in range(1, left.shape[1]):
         out = out + left[:, :, k, None] * right[:, None, k]
     return out
 

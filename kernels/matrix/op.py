@@ -1,6 +1,6 @@
-"""Operations on 3x3 matrices in compact storage. Definitions: reference.py.
+"""Operations on matrices in compact storage. Definitions: reference.py.
 
-A matrix is stored as nine numbers, its parts of degree 0 (a multiple of the unit matrix), 1
+A 3x3 matrix is stored as nine numbers, its parts of degree 0 (a multiple of the unit matrix), 1
 (antisymmetric) and 2 (symmetric, traceless): "mul x 0e + mul x 1o + mul x 2e" in layout "ir_mul",
 as `eqtp.so3.convert` makes it, an inversion transposing the matrix. Simeon and De Fabritiis,
 "TensorNet", arXiv 2306.06482, section 3.
@@ -21,7 +21,7 @@ from eqtp.kernels.matrix import _ops, reference
 from eqtp.kernels.matrix.reference import Kind
 from eqtp.operators import is_autocast, widest
 
-__all__ = ["IMPLEMENTED", "Kind", "matrix_normalize", "matrix_product"]
+__all__ = ["IMPLEMENTED", "Kind", "matrix_normalize", "matrix_product", "why_not"]
 
 IMPLEMENTED = ("cpu", "torch", "reference")
 
@@ -31,17 +31,19 @@ def matrix_product(
     y: Float[Tensor, "rows dim"],
     kind: Kind = "product",
     *,
+    j: int = 1,
     backend: Backend = "auto",
 ) -> Float[Tensor, "rows dim"]:
-    """``X Y``, ``X Y - Y X`` or ``X Y + Y X`` of 3x3 matrices, one per row and channel.
+    """``X Y``, ``X Y - Y X`` or ``X Y + Y X`` of matrices, one per row and channel.
 
     Transposition, which is what an inversion does to them, reverses products: only the
     anticommutator is O(3)-equivariant, and the product of a matrix with itself.
 
     Args:
-        x: Left factors, nine blocks of channels.
+        x: Left factors, (2j+1)^2 blocks of channels.
         y: Right factors, same shape.
         kind: "product", "commutator" or "anticommutator".
+        j: The matrices are (2j+1) x (2j+1).
         backend: See `eqtp.backend`.
 
     Raises:
@@ -58,7 +60,7 @@ def matrix_product(
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     if is_autocast(x):
         x, y = widest((x, y))
-    _validate(x)
+    _validate(x, j)
     if x.shape != y.shape:
         raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
     if (x.dtype, x.device) != (y.dtype, y.device):
@@ -66,10 +68,10 @@ def matrix_product(
             f"x and y must share dtype and device, got {x.dtype} on {x.device} and {y.dtype} on "
             f"{y.device}"
         )
-    chosen = _choose(backend, x.dtype, x.device.type)
+    chosen = _choose(backend, x.dtype, x.device.type, j)
     if chosen == "reference":
-        return reference.matrix_product(x, y, kind)
-    return _ops.product(x, y, kind, False, False, chosen)
+        return reference.matrix_product(x, y, kind, j=j)
+    return _ops.product(x, y, kind, False, False, j, chosen)
 
 
 def matrix_normalize(
@@ -88,25 +90,38 @@ def matrix_normalize(
         >>> matrix_normalize(torch.full((1, 9), 2.0))[0, 0].mul(37).round().item()
         2.0
     """
-    _validate(x)
-    chosen = _choose(backend, x.dtype, x.device.type)
+    _validate(x, 1)
+    chosen = _choose(backend, x.dtype, x.device.type, 1)
     if chosen == "reference":
         return reference.matrix_normalize(x)
     return _ops.normalize(x, chosen)
 
 
-def _validate(x: Tensor) -> None:
-    if x.ndim != 2 or x.shape[1] % 9 != 0:
-        raise ValueError(f"x must be rows of nine blocks of channels, got shape {tuple(x.shape)}")
+def _validate(x: Tensor, j: int) -> None:
+    blocks = (2 * j + 1) ** 2
+    if x.ndim != 2 or x.shape[1] % blocks != 0:
+        raise ValueError(
+            f"x must be rows of {blocks} blocks of channels (j={j}), got shape {tuple(x.shape)}"
+        )
 
 
 @constant_when_compiled
-def _choose(backend: Backend, dtype: torch.dtype, device: str) -> str:
-    def why_not(name: str) -> str | None:
-        if name in ("cpu", "triton") and dtype not in (torch.float32, torch.float64):
-            return f"it computes in float32 or float64, got {dtype}"
-        return why_unavailable(name)
+def _choose(backend: Backend, dtype: torch.dtype, device: str, j: int) -> str:
+    chosen = resolve(
+        backend,
+        family="matrix",
+        implemented=IMPLEMENTED,
+        device=device,
+        why_not=lambda name: why_not(name, dtype, j),
+    )
+    return chosen.backend
 
-    return resolve(
-        backend, family="matrix", implemented=IMPLEMENTED, device=device, why_not=why_not
-    ).backend
+
+def why_not(backend: str, dtype: torch.dtype, j: int) -> str | None:
+    """Why a backend cannot multiply; None where it can."""
+    if backend in ("cpu", "triton"):
+        if dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 or float64, got {dtype}"
+        if j != 1:
+            return f"it has products of 3x3 matrices, got {2 * j + 1}x{2 * j + 1}"
+    return why_unavailable(backend)

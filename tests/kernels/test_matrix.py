@@ -71,6 +71,18 @@ def test_product(size: tuple[int, int], kind: Kind, dtype: torch.dtype, backend:
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("j", [0, 2, 3])
+def test_products_of_other_sizes(j: int, kind: Kind) -> None:
+    x, y = torch.randn(2, 3, (2 * j + 1) ** 2 * 2, dtype=torch.float64)
+    ours = derivatives(lambda x, y: matrix_product(x, y, kind, j=j), x, y)
+    exact = derivatives(lambda x, y: matrix_product(x, y, kind, j=j, backend="reference"), x, y)
+    for a, b in zip(ours, exact, strict=True):
+        assert_close(a, b)
+    with pytest.raises(NotImplementedError, match="products of 3x3 matrices, got"):
+        matrix_product(x, y, j=j, backend="cpu")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("size", SIZES)
@@ -172,7 +184,7 @@ def test_compiled_and_mapped() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "kind", "error", "message"),
     [
-        (rows((2, 1))[:, :8], rows((2, 1)), "product", ValueError, "nine blocks of channels, got"),
+        (rows((2, 1))[:, :8], rows((2, 1)), "product", ValueError, "9 blocks of channels"),
         (rows((2, 1)), rows((3, 1)), "product", ValueError, r"shape of x, \(2, 9\), got \(3, 9\)"),
         (rows((2, 1)), rows((2, 1)).float(), "product", TypeError, "must share dtype"),
         (rows((2, 1)), rows((2, 1)), "cross", ValueError, "kind must be one of .*'cross'"),

@@ -11,6 +11,7 @@ from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
 from .gaunt import GauntProduct
+from .matrix import MatrixProduct
 from .protocol import Evaluator
 from .so2 import SO2
 
@@ -39,9 +40,10 @@ def make_evaluator(
         passes: For the Gaunt methods, number of independently weighted products that are summed.
 
     Raises:
-        ValueError: A name is unknown, or an option does not belong to the method.
+        ValueError: A name is unknown, an option does not belong to the method, or the method does
+            not have a path or mode.
     """
-    chosen = get_method(method)
+    get_method(method)  # refuses unknown names
     if evaluation not in get_args(Evaluation):
         raise ValueError(f"evaluation must be one of {get_args(Evaluation)}, got {evaluation!r}")
     if method not in ("gaunt", "gaunt_full") and (evaluation, passes) != ("auto", 1):
@@ -55,4 +57,4 @@ def make_evaluator(
         return SO2(problem, backend, layout)
     if method in ("gaunt", "gaunt_full"):
         return GauntProduct.of(method, problem, backend, layout, evaluation, passes)
-    raise NotImplementedError(f"method={chosen.name!r} is not in this version; use method='cg'")
+    return MatrixProduct.of(problem, backend, layout)

@@ -10,7 +10,7 @@ each pair that has paths, even sums and odd sums apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,11 @@ from eqtp.layout import Layout
 from eqtp.methods import Method
 from eqtp.problem import Mode, TensorProductProblem
 
-__all__ = ["Function", "Sector", "distribute", "missing_paths", "sectors_of"]
+__all__ = ["Function", "Sector", "distribute", "fits", "function_of", "missing_paths", "sectors_of"]
 
 Key = tuple[bool, int]
-"""Of a function: whether it is natural, and its multiplicity; 0 where the mode sums over it."""
+"""Of a function: whether it is natural (or even), and its multiplicity; 0 where the mode sums over
+it."""
 
 _SUMMED: dict[Mode, tuple[bool, bool, bool]] = {
     "uvw": (True, True, True),
@@ -112,8 +113,14 @@ class Sector:
         )
 
 
-def sectors_of(problem: TensorProductProblem) -> tuple[Sector, ...]:
-    """The products of functions that make up a product of one mode."""
+def sectors_of(problem: TensorProductProblem, *, natural: bool = True) -> tuple[Sector, ...]:
+    """The products of functions that make up a product of one mode.
+
+    Args:
+        problem: The product.
+        natural: Whether blocks are kept apart by "naturalness"; otherwise by parity, which is
+            enough where one product computes even and odd sums alike.
+    """
     (mode,) = {path.mode for path in problem.paths}
     sides = problem.irreps_in1, problem.irreps_in2, problem.irreps_out
     blocks: dict[tuple[int, Key], set[int]] = {}
@@ -121,7 +128,7 @@ def sectors_of(problem: TensorProductProblem) -> tuple[Sector, ...]:
     for path in problem.paths:
         numbers = path.i_in1, path.i_in2, path.i_out
         first, second, third = (
-            _key(side, number, summed)
+            _key(side, number, summed, natural)
             for side, number, summed in zip(sides, numbers, _SUMMED[mode], strict=True)
         )
         for slot, key in enumerate((first, second)):
@@ -131,21 +138,22 @@ def sectors_of(problem: TensorProductProblem) -> tuple[Sector, ...]:
     return tuple(
         Sector(
             mode,
-            _function(sides[0], blocks[0, first], _SUMMED[mode][0]),
-            _function(sides[1], blocks[1, second], _SUMMED[mode][1]),
-            _function(sides[2], numbers, _SUMMED[mode][2]),
+            function_of(sides[0], blocks[0, first], _SUMMED[mode][0]),
+            function_of(sides[1], blocks[1, second], _SUMMED[mode][1]),
+            function_of(sides[2], numbers, _SUMMED[mode][2]),
             odd,
         )
         for (first, second, _, odd), numbers in results.items()
     )
 
 
-def _key(irreps: Irreps, block: int, summed: bool) -> Key:
+def _key(irreps: Irreps, block: int, summed: bool, natural: bool) -> Key:
     mul, ir = irreps[block]
-    return ir.p == (-1) ** ir.l, 0 if summed else mul
+    return ir.p == ((-1) ** ir.l if natural else 1), 0 if summed else mul
 
 
-def _function(irreps: Irreps, numbers: set[int], summed: bool) -> Function:
+def function_of(irreps: Irreps, numbers: Set[int], summed: bool) -> Function:
+    """Blocks of these numbers as a function."""
     ordered = sorted(numbers, key=lambda block: (irreps[block].ir.l, block))
     groups = itertools.groupby(ordered, key=lambda block: irreps[block].ir.l)
     return Function(irreps, tuple(tuple(group) for _, group in groups), summed)
@@ -169,13 +177,13 @@ def missing_paths(problem: TensorProductProblem, method: Method) -> list[tuple[i
                 (problem.irreps_in1, problem.irreps_in2, problem.irreps_out), triple, strict=True
             )
         )
-        fits = any(_fits(mode, mul1, mul2, mul3) for mode in modes)
-        if fits and ir1.p * ir2.p == ir3.p and method.has_path(ir1.l, ir2.l, ir3.l):
+        found = any(fits(mode, mul1, mul2, mul3) for mode in modes)
+        if found and ir1.p * ir2.p == ir3.p and method.has_path(ir1.l, ir2.l, ir3.l):
             missing.append(triple)
     return missing
 
 
-def _fits(mode: Mode, mul1: int, mul2: int, mul3: int) -> bool:
+def fits(mode: Mode, mul1: int, mul2: int, mul3: int) -> bool:
     """Whether multiplicities fit a mode."""
     rules = {
         "uvw": True,
