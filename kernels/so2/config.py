@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eqtp.kernels.so2.frames import FrameLayout
 
-__all__ = ["CHUNK_BYTES", "chunk_rows"]
+__all__ = ["CHUNK_BYTES", "MAX_DEGREE", "chunk_rows"]
 
 CHUNK_BYTES = 1 << 20
 """Features of the edges of a chunk in plain PyTorch, in bytes of float32; a few tensors of this
@@ -14,3 +14,8 @@ size are alive at a time."""
 def chunk_rows(frame: FrameLayout) -> int:
     """Edges of a chunk in plain PyTorch."""
     return max(64, CHUNK_BYTES // (4 * max(int(frame.irreps.dim), 1)))
+
+
+MAX_DEGREE = 32
+"""Largest degree of the C++ kernels, the length of a table on the stack; w3j is exact far beyond 16
+and compiling the code of one degree takes 2 s of CPU time at 16."""

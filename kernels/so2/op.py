@@ -20,6 +20,7 @@ from eqtp.graph import Graph
 from eqtp.irreps import Irreps
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.so2 import _ops, reference
+from eqtp.kernels.so2.config import MAX_DEGREE
 from eqtp.kernels.so2.edges import sides_of
 from eqtp.kernels.so2.frames import FrameLayout
 from eqtp.layout import Layout, to_layout
@@ -27,7 +28,7 @@ from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "rotate_from_edge", "rotate_to_edge", "so2_linear", "why_not"]
 
-IMPLEMENTED = ("torch", "reference")
+IMPLEMENTED = ("cpu", "torch", "reference")
 
 
 def rotate_to_edge(
@@ -220,6 +221,8 @@ def why_not(backend: str, frame: FrameLayout, dtype: torch.dtype) -> str | None:
     """Why a backend cannot rotate; None where it can."""
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
+    if backend == "cpu" and frame.lmax > MAX_DEGREE:
+        return f"it computes up to degree {MAX_DEGREE}, got {frame.lmax}"
     return why_unavailable(backend)
 
 
