@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
-from eqtp.kernels.codegen.node_polynomials import check_operands
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.polynomial_operands import check_operands
+from eqtp.kernels.gaunt_contraction._cpu import DTYPES, gaunt_contraction_cpu
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
 from eqtp.layout import Layout, check_layout
@@ -17,6 +20,7 @@ from eqtp.layout import Layout, check_layout
 __all__ = ["IMPLEMENTED", "gaunt_contraction"]
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "cpu": gaunt_contraction_cpu,
     "torch": gaunt_contraction_torch,
     "reference": gaunt_contraction_reference,
 }
@@ -44,7 +48,7 @@ def gaunt_contraction(
         element: Row of weight that each node uses.
         problem: The irreps, the correlation and the form.
         layout: Memory order of x and of the result.
-        backend: "auto", "torch" or "reference".
+        backend: "auto", "cpu", "torch" or "reference".
 
     Returns:
         The powers; differentiable in x and weight to any order.
@@ -67,5 +71,13 @@ def gaunt_contraction(
         family="gaunt_contraction",
         implemented=IMPLEMENTED,
         device=x.device.type,
+        why_not=lambda name: _why_not(name, x.dtype),
     )
     return _BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+
+
+def _why_not(backend: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a call of this dtype, None where it can."""
+    if backend == "cpu" and dtype not in DTYPES:
+        return f"it computes in float32 and float64, got {dtype}"
+    return why_unavailable(backend)

@@ -32,9 +32,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.kernels.codegen.compiler import load_library
-from eqtp.kernels.symmetric_contraction._autograd import contract
+from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
+from eqtp.kernels.codegen.polynomial_cpp import Arguments
 from eqtp.kernels.symmetric_contraction._cpu_source import source
 from eqtp.kernels.symmetric_contraction._factors import factorise
+from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.layout import Layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
@@ -52,25 +54,14 @@ def symmetric_contraction_cpu(
     layout: Layout = "mul_ir",
 ) -> Float[Tensor, "num_nodes dim_out"]:
     """The op on CPU tensors of `DTYPES`; same arguments as the reference."""
-    return contract(x, weight, element, problem, layout, _run)
-
-
-class _Arguments(ctypes.Structure):
-    """`Arguments` of the C++ source."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("num_nodes", "num_elements", "channels", "threads")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("element", "x", "weight", "grad", "h", "out", "grad_x", "grad_weight")
-        ),
-    )
+    polynomials = Polynomials(problem, _run, symmetric_contraction_torch, linear=True)
+    return contract(x, weight, element, polynomials, layout)
 
 
 class _Polynomials(ctypes.Structure):
     """`Polynomials` of the C++ source."""
 
-    _SIZES = ("dim_in", "dim_out", "num_paths", "num_factors", "num_rows", "num_entries")
+    _SIZES = ("dim_in", "dim_out", "num_weights", "num_factors", "num_rows", "num_entries")
     _TABLES = ("products", "rows", "right", "couplings", "path", "coefficient")
     _fields_ = (
         *((name, ctypes.c_int32) for name in _SIZES),
@@ -80,24 +71,16 @@ class _Polynomials(ctypes.Structure):
 
 def _run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
     """Calls the kernel: operands x, weight, grad, h; the results that are given are computed."""
-    present = {name: t for name, t in tensors.items() if t is not None}
-    weight = present["weight"]
-    arguments = _Arguments(
-        num_nodes=element.shape[0],
-        num_elements=weight.shape[0],
-        channels=problem.num_channels,
-        threads=torch.get_num_threads(),
-        element=element.data_ptr(),
-        **{name: t.data_ptr() for name, t in present.items()},
-    )
-    _kernel(weight.dtype)(_polynomials(problem, weight.dtype), arguments)
+    arguments = Arguments.of(element, problem.num_channels, **tensors)
+    dtype = next(t.dtype for t in tensors.values() if t is not None)
+    _kernel(dtype)(_polynomials(problem, dtype), arguments)
 
 
 @lru_cache
-def _kernel(dtype: torch.dtype) -> Callable[[_Polynomials, _Arguments], None]:
+def _kernel(dtype: torch.dtype) -> Callable[[_Polynomials, Arguments], None]:
     """The compiled function."""
     function = load_library(source(dtype)).run
-    function.argtypes = [ctypes.POINTER(_Polynomials), ctypes.POINTER(_Arguments)]
+    function.argtypes = [ctypes.POINTER(_Polynomials), ctypes.POINTER(Arguments)]
     function.restype = None
     return function
 
@@ -126,7 +109,7 @@ def _polynomials(problem: SymmetricContractionProblem, dtype: torch.dtype) -> _P
     polynomials = _Polynomials(
         dim_in=problem.dim_in,
         dim_out=problem.dim_out,
-        num_paths=problem.num_paths,
+        num_weights=problem.num_paths,
         num_factors=1 + problem.dim_in + len(factorisation.products),
         num_rows=len(rows),
         num_entries=len(entries),

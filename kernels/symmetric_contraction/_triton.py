@@ -29,10 +29,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
 from eqtp.kernels.codegen.program import Variable
 from eqtp.kernels.codegen.triton import load_function
-from eqtp.kernels.symmetric_contraction._autograd import contract
 from eqtp.kernels.symmetric_contraction._factors import factorise
+from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.kernels.symmetric_contraction._triton_source import (
     FUNCTION,
     SUM_ITEMS,
@@ -68,7 +69,8 @@ def symmetric_contraction_triton(
     layout: Layout = "mul_ir",
 ) -> Float[Tensor, "num_nodes dim_out"]:
     """The op on CUDA tensors; same arguments as the reference."""
-    return contract(x, weight, element, problem, layout, run)
+    polynomials = Polynomials(problem, run, symmetric_contraction_torch, linear=True)
+    return contract(x, weight, element, polynomials, layout)
 
 
 def why_unsupported(problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
@@ -185,7 +187,7 @@ class Pass:
 
 
 def run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
-    """Computes results, see `_autograd`."""
+    """Computes results, see `polynomial_autograd`."""
     given = {name: t for name, t in tensors.items() if t is not None}
     with torch.cuda.device_of(element):
         together = tuple(name for name in ("out", "grad_x") if name in given)

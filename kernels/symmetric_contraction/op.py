@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eqtp.backend import Backend, resolve
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.codegen.node_polynomials import check_operands
+from eqtp.kernels.codegen.polynomial_operands import check_operands
 from eqtp.kernels.symmetric_contraction._cpu import DTYPES, symmetric_contraction_cpu
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.kernels.symmetric_contraction._triton import (

@@ -14,6 +14,7 @@ from eqtp.gaunt_contraction_coupling import independent_weights
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.kernels.gaunt_contraction import _torch as torch_kernel
 from eqtp.kernels.gaunt_contraction import gaunt_contraction
+from eqtp.kernels.gaunt_contraction._cpu_source import source
 from eqtp.kernels.symmetric_contraction import symmetric_contraction
 from eqtp.layout import Layout
 from eqtp.so3 import rand_matrix, wigner_D
@@ -24,7 +25,7 @@ TOLERANCES = {
     torch.float64: 1e-12,  # relative to the largest; sums of a few hundred terms, 5e-15 measured
     torch.float32: 5e-6,  # the same sums; 1e-6 measured
 }
-BACKENDS: tuple[Backend, ...] = ("torch",)
+BACKENDS: tuple[Backend, ...] = ("cpu", "torch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +102,7 @@ def assert_relative(actual: Tensor, expected: Tensor, factor: float = 1.0) -> No
     torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_values_and_first_gradients_equal_the_definition(
+def check_value_and_gradients(
     case: Case, iterated: bool, layout: Layout, dtype: torch.dtype, backend: Backend
 ) -> None:
     problem = case.problem(iterated)
@@ -119,12 +118,16 @@ def test_values_and_first_gradients_equal_the_definition(
         assert_relative(fast, slow)
 
 
-@pytest.mark.parametrize("which", ["x", "weight", "both"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_second_gradients_in_every_operand_equal_the_definition(
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_values_and_first_gradients_equal_the_definition(
+    case: Case, iterated: bool, layout: Layout, backend: Backend
+) -> None:
+    check_value_and_gradients(case, iterated, layout, torch.float64, backend)
+
+
+def check_second_gradients(
     case: Case, iterated: bool, dtype: torch.dtype, which: str, backend: Backend
 ) -> None:
-    """Of the gradients in x, in the weights or in both, in x, the weights and grad."""
     problem = case.problem(iterated)
     x, weight, element = operands(case, iterated, dtype)
     grad = torch.randn(case.num_nodes, problem.irreps_out.dim, dtype=dtype)
@@ -141,8 +144,63 @@ def test_second_gradients_in_every_operand_equal_the_definition(
         assert_relative(fast, slow, factor=5 if dtype == torch.float32 else 10)
 
 
+@pytest.mark.parametrize("which", ["x", "weight", "both"])
+def test_second_gradients_in_every_operand_equal_the_definition(
+    case: Case, iterated: bool, which: str, backend: Backend
+) -> None:
+    """Of the gradients in x, in the weights or in both, in x, the weights and grad."""
+    check_second_gradients(case, iterated, torch.float64, which, backend)
+
+
+@pytest.mark.parametrize("name", ["mace", "channels_and_a_tail"])
+def test_single_precision(name: str, iterated: bool, backend: Backend) -> None:
+    check_value_and_gradients(CASES[name], iterated, "ir_mul", torch.float32, backend)
+    check_second_gradients(CASES[name], iterated, torch.float32, "x", backend)
+
+
+@pytest.mark.parametrize("name", ["mace", "lmax_2_to_2e"])
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_training_on_forces_equals_the_definition(
+    name: str, iterated: bool, layout: Layout, backend: Backend
+) -> None:
+    """Without gradients of the force in the weights' gradients: the kernels alone."""
+    case = CASES[name]
+    x, weight, element = operands(case, iterated)
+    direction = torch.randn(case.num_nodes, case.problem(iterated).irreps_out.dim)
+    results = []
+    for chosen in (backend, "reference"):
+        problem = case.problem(iterated)
+        out = gaunt_contraction(x, weight, element, problem, layout=layout, backend=chosen)
+        energy = (out * direction).sum() + out.square().sum()  # a gradient that depends on x
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        loss = force.square().sum() + energy
+        results.append(torch.autograd.grad(loss, (x, weight)))
+    for fast, slow in zip(*results, strict=True):
+        assert_relative(fast, slow, factor=10)
+
+
+@pytest.mark.parametrize("name", ["mace", "channels_and_a_tail"])
+def test_compiled_results_do_not_depend_on_threads(name: str, iterated: bool) -> None:
+    case = CASES[name]
+    problem, (x, weight, element) = case.problem(iterated), operands(case, iterated)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        out = gaunt_contraction(x, weight, element, problem, backend="cpu")
+        (force,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        results.append((out, force, *torch.autograd.grad(force.square().sum(), (x, weight))))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_the_library_does_not_depend_on_the_number_of_channels() -> None:
+    few, many = (Case("0e+1o", "0e", 2, channels=c).problem(False) for c in (2, 40))
+    assert source(few, torch.float64) == source(many, torch.float64)
+
+
 @pytest.mark.parametrize("name", ["mace", "quartic"])
-def test_training_on_forces_and_third_derivatives_equal_the_definition(
+def test_third_derivatives_equal_the_definition(
     name: str, iterated: bool, backend: Backend
 ) -> None:
     case = CASES[name]

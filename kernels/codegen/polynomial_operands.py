@@ -1,4 +1,4 @@
-"""What kernel families of polynomials of node features share: checks of the operands.
+"""Operands of the kernel families of polynomials of node features, and their checks.
 
 Such an op takes x [num_nodes, dim_in], weights [num_elements, num_weights, channels] and the
 element of every node, whose row of the weights the node uses.
