@@ -26,6 +26,7 @@ from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton import Pass
 from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.matrix import _triton as matrix
 from eqtp.kernels.spherical_harmonics import _triton as harmonics
 from eqtp.kernels.symmetric_contraction import _triton as contraction
 from eqtp.kernels.symmetric_contraction._triton_source import FUNCTION as CONTRACTION_FUNCTION
@@ -37,12 +38,14 @@ __all__ = [
     "CONTRACTIONS",
     "CONTRACTION_PASSES",
     "HARMONICS",
+    "MATRICES",
     "PASSES",
     "PROBLEMS",
     "TARGETS",
     "Usage",
     "compile_contraction",
     "compile_harmonics",
+    "compile_matrices",
     "compile_pass",
     "make_pass",
 ]
@@ -113,6 +116,9 @@ CONTRACTION_PASSES: dict[str, tuple[tuple[str, ...], bool]] = {
 
 HARMONICS = {"harmonics-3": 3, "harmonics-11": 11}
 """Highest degrees."""
+
+MATRICES = {"matrices-64": 64}
+"""Channels of TensorNet's 3x3 matrices."""
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 """Backend, architecture and threads of a warp."""
@@ -199,6 +205,16 @@ def compile_harmonics(
         yield compile_source(source, harmonics.FUNCTION, types, harmonics.LAUNCH, target)
 
 
+def compile_matrices(
+    pass_name: str, target: str, dtype: torch.dtype = torch.float32, channels: int = 64
+) -> Iterator[Usage]:
+    """Compiles a kernel of 3x3 matrices."""
+    types: dict[str, str] = dict.fromkeys(matrix.ARGUMENTS[pass_name], REALS[dtype])
+    types["num"] = "i32"
+    source = matrix.source(pass_name, channels, dtype)
+    yield compile_source(source, matrix.FUNCTION, types, matrix.LAUNCH, target)
+
+
 def compile_source(
     source: str, name: str, types: Mapping[str, str], launch: Launch, target: str
 ) -> Usage:
@@ -260,6 +276,8 @@ def _usages(name: str, dtype: torch.dtype, target: str, pass_name: str) -> list[
         return [*compile_contraction(name, pass_name, target, dtype)]
     if name in HARMONICS:
         return [*compile_harmonics(name, pass_name, target, dtype)]
+    if name in MATRICES:
+        return [*compile_matrices(pass_name, target, dtype, MATRICES[name])]
     plan = make_pass(problem(name), pass_name, target, dtype)
     return [usage for _, usage in compile_pass(plan, target)]
 
@@ -268,6 +286,8 @@ def _passes(name: str) -> Collection[str]:
     """Names of the passes of a problem."""
     if name in CONTRACTIONS:
         return CONTRACTION_PASSES
+    if name in MATRICES:
+        return matrix.ARGUMENTS
     return harmonics.ARGUMENTS if name in HARMONICS else PASSES
 
 
@@ -288,7 +308,7 @@ def main() -> None:
     """Prints the table as Markdown, a line as soon as it is known."""
     import triton
 
-    names = [*PROBLEMS, *CONTRACTIONS, *HARMONICS]
+    names = [*PROBLEMS, *CONTRACTIONS, *HARMONICS, *MATRICES]
     passes = sorted({name for problem in names for name in _passes(problem)})
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--problems", nargs="*", default=names, choices=names)

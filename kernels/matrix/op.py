@@ -23,7 +23,7 @@ from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "Kind", "matrix_normalize", "matrix_product", "why_not"]
 
-IMPLEMENTED = ("cpu", "torch", "reference")
+IMPLEMENTED = ("triton", "cpu", "torch", "reference")
 
 
 def matrix_product(
