@@ -43,6 +43,8 @@ class Contestant:
 _MACE = {"hidden_irreps": "32x0e+32x1o"}
 CONTESTANTS = {
     "mace": Contestant("MACE", _MACE),
+    "mace-gaunt": Contestant("MACE", _MACE | {"product": "gaunt"}),
+    "mace-gaunt-iterated": Contestant("MACE", _MACE | {"product": "gaunt_iterated"}),
     "tensornet": Contestant(
         "TensorNet", {"channels": 64, "num_layers": 2}, Recipe(lr=0.002, weight_decay=0.0)
     ),
