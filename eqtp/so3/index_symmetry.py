@@ -191,7 +191,7 @@ def irreps_to_tensor(
             f"x must have {symmetry.irreps.dim} columns ('{symmetry.irreps}', formula "
             f"{formula!r}), got shape {tuple(x.shape)}"
         )
-    return (x @ symmetry.matrix.to(x)).reshape(*x.shape[:-1], *(3,) * symmetry.rank)
+    return (x @ symmetry.matrix.to(x)).reshape((*x.shape[:-1], *(3,) * symmetry.rank))
 
 
 @functools.cache

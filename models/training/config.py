@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from eqtp.models.blocks.tensor_heads import parse_targets
 from eqtp.models.training.model_config import (
     AnyModelConfig,
     MACEConfig,
@@ -22,6 +24,8 @@ from eqtp.models.training.model_config import (
     PositiveInt,
     Section,
 )
+from eqtp.models.training.path_gating import PathGateConfig, refuse_pair_gate
+from eqtp.models.training.targets import TargetConfig, TargetLabels
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -71,6 +75,8 @@ class DataConfig(Section):
         stress_key: Label key; None looks for the usual ones.
         e0s: Atomic reference energies: `"isolated"` (isolated-atom frames), `"average"` (least
             squares), or element -> eV. None: isolated atoms if the data has them, else average.
+        targets: Tensor-valued labels to learn, name -> `TargetConfig`; each needs a weight in
+            `target_weights` of a phase.
     """
 
     name: Literal["3bpa", "3bpa-xtb"] | None = None
@@ -83,6 +89,22 @@ class DataConfig(Section):
     forces_key: str | None = None
     stress_key: str | None = None
     e0s: dict[str, float] | Literal["isolated", "average"] | None = None
+    targets: dict[str, TargetConfig] = Field(default_factory=dict)
+
+    @property
+    def named_targets(self) -> TargetLabels:
+        """The targets as they stand in frames that were read: under their names."""
+        return {name: (config.target, name) for name, config in self.targets.items()}
+
+    @model_validator(mode="after")
+    def _own_files_have_targets(self) -> DataConfig:
+        parse_targets({name: asdict(config.target) for name, config in self.targets.items()})
+        if self.targets and self.name is not None:
+            raise ValueError(
+                f"data.targets needs train_file, the named set {self.name!r} has no labels of "
+                f"{', '.join(self.targets)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -106,6 +128,7 @@ class PhaseConfig(Section):
         energy_weight: Weight of the energy term of the loss.
         forces_weight: Weight of the force term; 0 trains without forces.
         stress_weight: Weight of the stress term; 0 trains without stress.
+        target_weights: Weight of each tensor target, of its mean square error in its unit.
         lr: Learning rate from here on, its schedule starting anew; None goes on as before.
         scheduler: Schedule that starts here; None goes on as before.
     """
@@ -114,15 +137,18 @@ class PhaseConfig(Section):
     energy_weight: NonNegativeFloat = 1.0
     forces_weight: NonNegativeFloat = 100.0
     stress_weight: NonNegativeFloat = 0.0
+    target_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     lr: PositiveFloat | None = None
     scheduler: SchedulerConfig | None = None
 
     @model_validator(mode="after")
     def _some_term(self) -> PhaseConfig:
-        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
+        if not any((self.energy_weight, self.forces_weight, self.stress_weight)) and not any(
+            self.target_weights.values()
+        ):
             raise ValueError(
-                "a phase needs a positive energy_weight, forces_weight or stress_weight, "
-                "got 0 for all three"
+                "a phase needs a positive energy_weight, forces_weight, stress_weight or one in "
+                "target_weights, got 0 for all"
             )
         return self
 
@@ -189,6 +215,7 @@ class TrainingConfig(Section):
         devices: Lightning's: a number of processes per node or "auto".
         num_nodes: Lightning's.
         strategy: Lightning's: "auto", "ddp".
+        path_gate: Learned sparsity of MACE's convolutions; None keeps every path.
     """
 
     batch_size: PositiveInt = 5
@@ -213,6 +240,12 @@ class TrainingConfig(Section):
     devices: PositiveInt | Literal["auto"] = 1
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
+    path_gate: PathGateConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pair_gate(cls, given: Any) -> Any:
+        return refuse_pair_gate(given)
 
     @model_validator(mode="after")
     def _phases_in_order(self) -> TrainingConfig:
@@ -256,6 +289,21 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        weighted = {name for p in self.training.phases for name in p.target_weights}
+        targets = set(self.data.targets)
+        if weighted != targets:
+            raise ValueError(
+                "every target of data.targets needs a weight in target_weights of a phase, and "
+                f"every weight a target, got the targets {sorted(targets)} and weights for "
+                f"{sorted(weighted)}"
+            )
+        for option, given in (("data.targets", targets), ("path_gate", self.training.path_gate)):
+            if given and self.model.name != "MACE":
+                raise ValueError(f"{option} needs model.name=MACE, got {self.model.name}")
+        return self
 
     def to_yaml(self) -> str:
         """The resolved config as YAML that `load_config` reads back."""
@@ -400,12 +448,22 @@ def _hint(location: Sequence[str], model: str | None) -> str:
     known = known_keys(model)
     last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     nearest = [last[name] for name in difflib.get_close_matches(location[-1], last, n=2)]
-    section = ".".join("0" if part.isdigit() else part for part in location[:-1])
+    section = ".".join(_as_known(location[:-1], known))
     depth = len(location) - 1
     siblings = [key.rsplit(".", 1)[-1] for key in known if key.count(".") == depth]
     siblings = [name for name in siblings if f"{section}.{name}".lstrip(".") in known]
     question = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     return f"{question}known here: {', '.join(dict.fromkeys(siblings))}"
+
+
+def _as_known(location: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A location as the schema writes it: 0 for a list's position, * for a name of the user's."""
+    parts: list[str] = []
+    for part in location:
+        named = ".".join([*parts, "*."])
+        is_name = any(key.startswith(named) for key in known)
+        parts.append("*" if is_name else "0" if part.isdigit() else part)
+    return parts
 
 
 def known_keys(model: str | None = None) -> list[str]:
@@ -435,8 +493,9 @@ def _keys(
         for kind in _sections(field.annotation):
             if issubclass(kind, ModelConfig) and kind not in models:
                 continue
-            listed = get_args(field.annotation)[-1:] == (Ellipsis,)
-            yield from _keys(kind, f"{prefix}{name}.0." if listed else f"{prefix}{name}.", models)
+            container = get_origin(field.annotation)
+            inner = "0." if container is tuple else "*." if container is dict else ""
+            yield from _keys(kind, f"{prefix}{name}.{inner}", models)
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -15,6 +15,7 @@ from eqtp.models.training.labels import LabelKeys, find_labels
 from eqtp.models.training.neighbors import MIN_DISTANCE, edges
 from eqtp.models.training.reading import read
 from eqtp.models.training.structure import Structure
+from eqtp.models.training.targets import TargetLabels, find_targets
 
 __all__ = [
     "MIN_DISTANCE",
@@ -87,6 +88,7 @@ class StructureDataset(Dataset[Structure]):
         r_max: cutoff of the neighbour lists, Å.
         dtype: of the tensors; `torch.get_default_dtype()` by default.
         keys: names of the labels.
+        targets: tensor-valued labels that every structure must have; attributes by their names.
 
     Raises:
         ValueError: as `from_ase`, and for an empty list.
@@ -105,13 +107,15 @@ class StructureDataset(Dataset[Structure]):
         *,
         dtype: torch.dtype | None = None,
         keys: LabelKeys | None = None,
+        targets: TargetLabels | None = None,
     ) -> None:
         if len(atoms) == 0:
             raise ValueError("a data set must have at least one structure, got an empty list")
         dtype = dtype or torch.get_default_dtype()
         self.r_max = r_max
         self._structures = [
-            _structure(one, r_max, dtype, keys, f"structure {i}") for i, one in enumerate(atoms)
+            _structure(one, r_max, dtype, keys, f"structure {i}", targets)
+            for i, one in enumerate(atoms)
         ]
         self._check_same_labels()
 
@@ -146,7 +150,12 @@ class StructureDataset(Dataset[Structure]):
 
 
 def _structure(
-    atoms: Atoms, r_max: float, dtype: torch.dtype, keys: LabelKeys | None, where: str
+    atoms: Atoms,
+    r_max: float,
+    dtype: torch.dtype,
+    keys: LabelKeys | None,
+    where: str,
+    targets: TargetLabels | None = None,
 ) -> Structure:
     """The graph of one structure."""
     src, dst, images = edges(atoms, r_max, where)
@@ -169,4 +178,7 @@ def _structure(
         structure.forces = torch.as_tensor(labels["forces"], dtype=dtype)
     if "stress" in labels:
         structure.stress = torch.as_tensor(labels["stress"][np.newaxis], dtype=dtype)
+    for name, value in find_targets(atoms, targets or {}, where).items():
+        per_atom = (targets or {})[name][0].per == "atom"
+        structure[name] = torch.as_tensor(value if per_atom else value[np.newaxis], dtype=dtype)
     return structure

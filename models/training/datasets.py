@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +17,7 @@ from eqtp.models.training.labels import LabelKeys
 from eqtp.models.training.lookup import Lookup, Repository
 from eqtp.models.training.reading import read
 from eqtp.models.training.statistics import split_isolated
+from eqtp.models.training.targets import TargetLabels
 
 _LOG = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ def load_files(
     test_files: Mapping[str, str | Path] | None = None,
     keys: LabelKeys | None = None,
     require: Sequence[str] = ("energy", "forces"),
+    targets: TargetLabels | None = None,
     seed: int = 0,
 ) -> Splits:
     """Loads the user's own files.
@@ -150,19 +153,21 @@ def load_files(
         test_files: name of a test set -> file.
         keys: names of the labels in the files.
         require: labels that every frame must have.
+        targets: tensor-valued labels that every frame must have.
         seed: of the choice of validation frames.
 
     Raises:
         ValueError: as `read`, or if too few training frames are left.
         FileNotFoundError: if a file does not exist.
     """
-    frames, isolated = split_isolated(read(train_file, keys=keys, require=require))
+    options: dict[str, Any] = {"keys": keys, "require": require, "targets": targets}
+    frames, isolated = split_isolated(read(train_file, **options))
     train, valid, tests = _by_mark(frames)
     if valid_file is not None:
-        more, others = split_isolated(read(valid_file, keys=keys, require=require))
+        more, others = split_isolated(read(valid_file, **options))
         valid, isolated = valid + more, isolated + others
     for name, file in (test_files or {}).items():
-        test, others = split_isolated(read(file, keys=keys, require=require))
+        test, others = split_isolated(read(file, **options))
         tests[name], isolated = tests.get(name, []) + test, isolated + others
     if not valid:
         train, valid = split_validation(train, valid_fraction, seed)

@@ -18,6 +18,7 @@ from eqtp.models.training.plots import plot_parity
 from eqtp.models.training.reading import read
 from eqtp.models.training.report import Report
 from eqtp.models.training.statistics import split_isolated
+from eqtp.models.training.targets import TargetLabels, targets_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's own")
     for name in ("energy", "forces", "stress"):
         parser.add_argument(f"--{name}-key", help=f"key of the {name} label")
+    parser.add_argument(
+        "--target-key",
+        action="append",
+        default=[],
+        metavar="NAME=KEY",
+        help="key of a tensor target's label; by default its name, with REF_ before it or not",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,16 +55,22 @@ def run(args: argparse.Namespace) -> int:
     model: Any = eqtp.models.load(path, dtype=getattr(torch, args.dtype) if args.dtype else None)
     dtype, r_max = next(model.parameters()).dtype, model.hyperparameters["r_max"]
     keys = LabelKeys(args.energy_key, args.forces_key, args.stress_key)
+    targets = _targets(model, args.target_key)
     evaluations, notes, published = [], [], None
     for data in args.data:
         if data in NAMES:
             splits = load_named(data)
             sets, published = splits.tests, splits.published
             notes += splits.notes
+            present: TargetLabels = {}
         else:
-            sets = {Path(data).name: split_isolated(read(data, keys=keys))[0]}
+            present = targets
+            require = None if not targets else ()
+            frames = read(data, keys=keys, require=require, targets=targets)
+            sets = {Path(data).name: split_isolated(frames)[0]}
         for name, frames in sets.items():
-            structures = list(StructureDataset(frames, r_max, dtype=dtype))
+            known = {name: (target, name) for name, (target, _) in present.items()}
+            structures = list(StructureDataset(frames, r_max, dtype=dtype, targets=known))
             evaluations.append(
                 evaluate(model, structures, name=name, batch_size=args.batch_size, device=device)
             )
@@ -65,8 +79,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_atomically(Path(args.json), report.json().encode())
     if args.plots:
-        for quantity in ("energy", "forces"):
+        for quantity in ("energy", "forces", *targets):
             plot = plot_parity(evaluations, quantity, Path(args.plots) / f"parity_{quantity}.png")
             if plot:
                 print(f"plot: {plot}")
     return 0
+
+
+def _targets(model: Any, keys: list[str]) -> TargetLabels:
+    """The model's tensor targets with the keys of their labels."""
+    chosen = {}
+    known = targets_of(model)
+    for text in keys:
+        name, separator, key = text.partition("=")
+        if not separator or name not in known:
+            raise ValueError(
+                "--target-key must read NAME=KEY with a target of the model "
+                f"({', '.join(known) or 'this one has none'}), got {text!r}"
+            )
+        chosen[name] = key
+    return {name: (target, chosen.get(name)) for name, target in known.items()}

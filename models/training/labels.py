@@ -64,12 +64,12 @@ def find_labels(
             shape or type or holds NaN or infinity.
     """
     chosen = keys or LabelKeys()
-    available = _available(atoms)
+    available = available_values(atoms)
     labels: dict[str, Any] = {}
     for name in AUTOMATIC_KEYS:
         value = _select(available, name, getattr(chosen, name), where)
         if value is not None:
-            labels[name] = _numbers(value, name, where)
+            labels[name] = finite_numbers(value, name, where)
     return _shaped(labels, atoms, where)
 
 
@@ -94,10 +94,10 @@ def attach_labels(atoms: Atoms, labels: dict[str, Any]) -> Atoms:
 
 def label_names(atoms: Atoms) -> list[str]:
     """Names under which a structure holds values, for error messages."""
-    return sorted(_available(atoms))
+    return sorted(available_values(atoms))
 
 
-def _available(atoms: Atoms) -> dict[str, Any]:
+def available_values(atoms: Atoms) -> dict[str, Any]:
     """Every named value of a structure, calculator results first.
 
     Results of other positions (the structure was moved since) are no labels of this one.
@@ -128,7 +128,7 @@ def _select(available: dict[str, Any], name: str, key: str | None, where: str) -
     return available[found[0]] if found else None
 
 
-def _numbers(value: Any, name: str, where: str) -> np.ndarray:
+def finite_numbers(value: Any, name: str, where: str) -> np.ndarray:
     """Float64 copy of a label, finite."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
@@ -165,11 +165,15 @@ def _shaped(labels: dict[str, np.ndarray], atoms: Atoms, where: str) -> dict[str
     return shaped
 
 
+def voigt_to_matrix(value: np.ndarray) -> np.ndarray:
+    """[..., 3, 3] from [..., 6] in Voigt's order: xx, yy, zz, yz, xz, xy."""
+    return value[..., [[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+
+
 def _symmetric(value: np.ndarray, name: str, where: str) -> np.ndarray:
     """3x3 tensor from 6 (Voigt: xx, yy, zz, yz, xz, xy), 9 or 3x3 numbers."""
     if value.shape == (6,):
-        xx, yy, zz, yz, xz, xy = value
-        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        return voigt_to_matrix(value)
     if value.shape not in ((9,), (3, 3)):
         raise ValueError(f"{where}: {name} must have 6, 9 or 3x3 numbers, got shape {value.shape}")
     tensor = value.reshape(3, 3)

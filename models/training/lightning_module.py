@@ -12,13 +12,16 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from eqtp.models.blocks.path_gates import path_gates
 from eqtp.models.training.batches import TrainingBatches
 from eqtp.models.training.checkpoint import random_states, set_random_states
 from eqtp.models.training.config import PhaseConfig, TrainingConfig
 from eqtp.models.training.ema import ExponentialMovingAverage
-from eqtp.models.training.errors import FIELDS, error_sums, loss
+from eqtp.models.training.errors import error_sums, fields, loss
+from eqtp.models.training.path_gating import set_gates
 from eqtp.models.training.schedule import Schedule
 from eqtp.models.training.structure import Structure
+from eqtp.models.training.targets import targets_of
 
 
 class TrainingModule(LightningModule):
@@ -50,7 +53,9 @@ class TrainingModule(LightningModule):
         self.valid = valid
         self.schedule = Schedule(training, batches.per_epoch)
         self.sums: Tensor
-        self.register_buffer("sums", torch.zeros(len(FIELDS), dtype=torch.float64))
+        self.gates = (path_gates(model), path_gates(self.ema.model))
+        self.targets = tuple(targets_of(model))
+        self.register_buffer("sums", torch.zeros(len(fields(self.targets)), dtype=torch.float64))
         self._pending: dict[str, Any] | None = None
 
     @property
@@ -70,15 +75,17 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Structure, batch_idx: int) -> Tensor:
         """Loss of a batch; DDP's mean over processes is turned into the mean over frames."""
         phase = self.phase
+        set_gates(*self.gates, self.position.step)
         output = self.model(
             batch,
             compute_forces=phase.forces_weight > 0,
             compute_stress=phase.stress_weight > 0,
         )
-        sums = error_sums(output, batch)
+        sums = error_sums(output, batch, self.targets)
         totals = self._sum_over_processes(sums.detach())
         self.sums += totals
-        return self.trainer.world_size * loss(sums, phase, self.training_config.loss, totals)
+        kind, scale = self.training_config.loss, self.trainer.world_size
+        return scale * loss(sums, phase, kind, totals, self.targets)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the weights and of nothing else.
@@ -134,7 +141,7 @@ class TrainingModule(LightningModule):
 
     def loss_of(self, sums: Float64[Tensor, " fields"], phase: PhaseConfig) -> float:
         """The loss that error sums amount to."""
-        return float(loss(sums, phase, self.training_config.loss, sums))
+        return float(loss(sums, phase, self.training_config.loss, sums, self.targets))
 
     def training_state(self) -> dict[str, Any]:
         """All that the next step depends on, ready to be written."""
@@ -177,7 +184,8 @@ def evaluate_sums(
     model: nn.Module, batches: Iterable[Structure], device: torch.device
 ) -> Float64[Tensor, " fields"]:
     """Error sums of a model over labelled batches; forces are derivatives, so grad is on."""
-    sums = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
+    targets = tuple(targets_of(model))
+    sums = torch.zeros(len(fields(targets)), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     for batch in batches:
@@ -187,6 +195,6 @@ def evaluate_sums(
                 compute_forces="forces" in batch,
                 compute_stress="stress" in batch,
             )
-        sums += error_sums(output, batch.to(device)).detach()
+        sums += error_sums(output, batch.to(device), targets).detach()
     model.train(was_training)
     return sums

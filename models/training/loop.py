@@ -19,6 +19,7 @@ from eqtp.models.training.batches import Position, TrainingBatches, evaluation_b
 from eqtp.models.training.checkpoint import RunDirectory
 from eqtp.models.training.config import Config, TrainingConfig
 from eqtp.models.training.lightning_module import TrainingModule
+from eqtp.models.training.path_gating import add_gates
 from eqtp.models.training.progress import Progress
 from eqtp.models.training.recorder import Recorder
 from eqtp.models.training.sampler import EdgeBalancedBatchSampler
@@ -36,7 +37,8 @@ def fit(
     """Trains until `max_epochs` or `max_time`; the results are the files of the run.
 
     Args:
-        model: With its initial weights; ends with the last raw ones.
+        model: With its initial weights; ends with the last raw ones. With `training.path_gate` it
+            gets its gates here.
         train: Training structures.
         valid: Validation structures.
         config: The resolved config.
@@ -59,6 +61,8 @@ def fit(
         rank=rank,
         world_size=world_size,
     )
+    steps = len(sampler)
+    add_gates(model, training.path_gate, steps_per_epoch=steps, seed=training.seed)
     module = TrainingModule(
         model,
         training,

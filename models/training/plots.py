@@ -21,7 +21,8 @@ def plot_parity(evaluations: Sequence[Evaluation], quantity: str, path: Path) ->
 
     Args:
         evaluations: One per set.
-        quantity: "energy" (relative to the mean label, meV/atom) or "forces" (eV/Å).
+        quantity: "energy" (relative to the mean label, meV/atom), "forces" (eV/Å), or the name
+            of a tensor target (its unit).
         path: The PNG file.
 
     Returns:
@@ -38,6 +39,9 @@ def plot_parity(evaluations: Sequence[Evaluation], quantity: str, path: Path) ->
             center = labels.mean()
             labels, predictions = 1000 * (labels - center), 1000 * (predictions - center)
             unit, rmse = "meV/atom", f"{e.metrics['per_atom_rmse']:.2f} meV/atom"
+        elif quantity in e.units:
+            unit = e.units[quantity] or "-"
+            rmse = f"{e.metrics[f'{quantity}_rmse']:.4g} {unit}"
         else:
             unit, rmse = "eV/Å", f"{e.metrics['forces_rmse']:.1f} meV/Å"
         _parity_panel(axes, labels, predictions)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ase import Atoms
@@ -21,6 +21,7 @@ from eqtp.models.training.labels import LabelKeys
 from eqtp.models.training.model_config import ModelConfig
 from eqtp.models.training.statistics import Statistics, atomic_energies, statistics
 from eqtp.models.training.structure import Structure
+from eqtp.models.training.targets import hyperparameters_of
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,24 @@ def prepare(config: Config) -> Prepared:
         source = dict(config.data.e0s.items())
     else:
         source = config.data.e0s or ("isolated" if splits.isolated else "average")
-    energies = atomic_energies(source, splits.train, splits.isolated)
+    if _energies_matter(config, splits):
+        energies = atomic_energies(source, splits.train, splits.isolated)
+    else:
+        energies = dict.fromkeys(sorted({int(z) for a in splits.train for z in a.numbers}), 0.0)
+        splits.notes.append(
+            "trained without energies and forces: those of this model mean nothing, only "
+            f"{', '.join(config.data.targets)}"
+        )
     _check_elements(splits, set(energies))
     dtype = getattr(torch, config.training.dtype)
-    train = list(StructureDataset(splits.train, config.model.r_max, dtype=dtype))
-    valid = list(StructureDataset(splits.valid, config.model.r_max, dtype=dtype))
+    targets = config.data.named_targets
+    r_max = config.model.r_max
+    train = list(StructureDataset(splits.train, r_max, dtype=dtype, targets=targets))
+    valid = list(StructureDataset(splits.valid, r_max, dtype=dtype, targets=targets))
     figures = statistics(train, energies)
     torch.manual_seed(config.training.seed)
-    model = build_model(config.model, energies, figures).to(dtype)
+    tensors = hyperparameters_of(config.data.targets, train)
+    model = build_model(config.model, energies, figures, tensors).to(dtype)
     return Prepared(splits, energies, figures, train, valid, model)
 
 
@@ -100,6 +111,7 @@ def load_data(config: Config) -> Splits:
         test_files={name: root / file for name, file in data.test_files.items()},
         keys=LabelKeys(data.energy_key, data.forces_key, data.stress_key),
         require=_required_labels(config),
+        targets={name: (target.target, target.key) for name, target in data.targets.items()},
         seed=config.training.seed,
     )
 
@@ -111,6 +123,11 @@ def _required_labels(config: Config) -> list[str]:
         for name in ("energy", "forces", "stress")
         if any(getattr(phase, f"{name}_weight") > 0 for phase in phases)
     ]
+
+
+def _energies_matter(config: Config, splits: Splits) -> bool:
+    """Whether a phase trains on energies or forces, or reference energies are given or at hand."""
+    return bool(_required_labels(config) or config.data.e0s or splits.isolated)
 
 
 def _check_elements(splits: Splits, known: set[int]) -> None:
@@ -129,10 +146,17 @@ def _symbols(numbers: set[int]) -> str:
     return ", ".join(chemical_symbols[z] for z in sorted(numbers))
 
 
-def build_model(config: ModelConfig, energies: dict[int, float], figures: Statistics) -> nn.Module:
+def build_model(
+    config: ModelConfig,
+    energies: dict[int, float],
+    figures: Statistics,
+    tensor_targets: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The model of a config, with what its data say."""
     options = config.model_dump(exclude={"name", "scale", "shift"})
     kind = model_class(config.name)
+    if tensor_targets:
+        options["tensor_targets"] = tensor_targets
     if "avg_num_neighbors" in inspect.signature(kind).parameters:
         options["avg_num_neighbors"] = figures.avg_num_neighbors
     return kind(

@@ -72,6 +72,9 @@ class Progress(Callback):
             line += f"  E {row['valid_per_atom_rmse']:7.2f} meV/atom"
         if "valid_forces_rmse" in row:
             line += f"  F {row['valid_forces_rmse']:7.1f} meV/Å"
+        for name in module.targets:
+            if f"valid_{name}_rmse" in row:
+                line += f"  {name} {row[f'valid_{name}_rmse']:.3g}"
         line += f"  lr {row['lr']:.1e}  {_clock(self._left(module))} left{best}"
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()

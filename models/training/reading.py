@@ -16,6 +16,7 @@ from ase.io import iread
 
 from eqtp.models.training.labels import LabelKeys, attach_labels, find_labels, label_names
 from eqtp.models.training.neighbors import edges
+from eqtp.models.training.targets import TargetLabels, attach_targets, find_targets
 
 # Any cutoff finds atoms at one place; vesin needs 0.1 ms for 27 atoms at 0.5 Å, but 8.5 ms at
 # 0.001 Å, where it makes very many cells.
@@ -28,6 +29,7 @@ def read(
     *,
     keys: LabelKeys | None = None,
     require: Sequence[str] | None = None,
+    targets: TargetLabels | None = None,
     index: str = ":",
 ) -> list[Atoms]:
     """Reads labelled structures from any file that ASE reads, compressed or not.
@@ -41,6 +43,8 @@ def read(
         require: labels that every frame must have, e.g. `("energy", "forces")`; isolated
             atoms need an energy only. By default each frame must have at least one of energy
             and forces; `()` asks for none.
+        targets: tensor-valued labels that every frame but isolated atoms must have; they then
+            stand under their targets' names in `info` or `arrays`.
         index: frames to read, in ASE's notation, e.g. ":100".
 
     Returns:
@@ -56,12 +60,16 @@ def read(
     if not path.is_file():
         raise FileNotFoundError(f"the file must exist, got {path}")
     frames = []
-    for i, atoms in enumerate(_frames(path, index, labelled=require is None or len(require) > 0)):
+    labelled = require is None or len(require) > 0 or bool(targets)
+    for i, atoms in enumerate(_frames(path, index, labelled)):
         where = f"{path}, frame {i}"
         edges(atoms, _OVERLAP_CUTOFF, where)
         labels = find_labels(atoms, keys, where)
         _check_present(atoms, labels, require, where)
+        wanted = targets if targets and not is_isolated_atom(atoms) else {}
+        tensors = find_targets(atoms, wanted, where)
         frames.append(attach_labels(atoms, labels))
+        attach_targets(frames[-1], tensors, wanted)
     return frames
 
 

@@ -129,7 +129,9 @@ class Recorder(Callback):
             "valid_loss": module.loss_of(sums, phase),
         }
         for name, values in (("train", module.sums), ("valid", sums)):
-            row |= {f"{name}_{key}": value for key, value in metrics(values).items()}
+            row |= {
+                f"{name}_{key}": value for key, value in metrics(values, module.targets).items()
+            }
         self.latest = row
         return row
 

@@ -67,7 +67,7 @@ class Report:
 
     def json(self) -> str:
         """The numbers: energies in meV and meV/atom, forces in meV/Å, stress in meV/Å³."""
-        units = {key: unit for key, unit, _ in _COLUMNS}
+        units = {key: unit for key, unit, _ in self._columns()}
         sets = [
             {"name": e.name, "num_frames": e.num_frames, "errors": e.metrics}
             for e in self.evaluations
@@ -88,13 +88,26 @@ class Report:
             write_atomically(folder / f"errors.{suffix}", content.encode())
         return [folder / f"errors.{suffix}" for suffix in files]
 
+    def _columns(self) -> list[tuple[str, str, str]]:
+        """Metric, unit and heading: of energies, forces and stress, then of tensor targets."""
+        units = {name: unit for e in self.evaluations for name, unit in e.units.items()}
+        kinds = [(kind, kind.upper()) for kind in ("rmse", "mae")]
+        return [
+            *_COLUMNS,
+            *(
+                (f"{name}_{kind}", unit or "-", f"{name} {heading}")
+                for name, unit in units.items()
+                for kind, heading in kinds
+            ),
+        ]
+
     def _errors(self) -> list[list[str]]:
         """Rows of the error table, the heading first."""
         present = {key for e in self.evaluations for key in e.metrics}
-        columns = [column for column in _COLUMNS if column[0] in present]
+        columns = [column for column in self._columns() if column[0] in present]
         rows = [["set", "frames", *(f"{heading} [{unit}]" for _, unit, heading in columns)]]
         for e in self.evaluations:
-            cells = [f"{e.metrics[key]:.2f}" if key in e.metrics else "-" for key, _, _ in columns]
+            cells = [_cell(e.metrics, key) for key, _, _ in columns]
             rows.append([e.name, str(e.num_frames), *cells])
         return rows
 
@@ -117,6 +130,14 @@ class Report:
             figures = [f"{pair[0]:.1f} / {pair[1]:.1f}" if pair else "-" for pair in pairs]
             rows.append([p.model, *figures, p.source])
         return rows
+
+
+def _cell(metrics: dict[str, float], key: str) -> str:
+    """Two decimals of meV; four digits in the unit of a tensor target."""
+    if key not in metrics:
+        return "-"
+    digits = ".2f" if key in {column[0] for column in _COLUMNS} else ".4g"
+    return format(metrics[key], digits)
 
 
 def _text(rows: list[list[str]]) -> str:

@@ -23,6 +23,7 @@ class Structure(Data):  # type: ignore[misc]
         energy: [1] float64, eV (where labelled).
         forces: [N, 3], eV/Å (where labelled).
         stress: [1, 3, 3], eV/Å^3, dE/dstrain / volume (where labelled).
+        A tensor target, by its name: [1, 3, ..., 3], or [N, 3, ..., 3] where every atom has one.
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:

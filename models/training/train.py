@@ -11,6 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 import eqtp.models
+from eqtp.models.blocks.path_gates import explain_gates, prune_paths
 from eqtp.models.training.checkpoint import (
     CorruptCheckpointError,
     RunDirectory,
@@ -127,33 +128,36 @@ def _same(a: Any, b: Any) -> bool:
 
 def finish(prepared: Prepared, config: Config, folder: RunDirectory, device: torch.device) -> None:
     """Saves the averaged weights, evaluates the best of them, and writes table and plots."""
-    model = prepared.model
+    model: Any = prepared.model
     last, _ = folder.read_latest()
     assert last is not None
     model.load_state_dict(last["ema"])
-    eqtp.models.save(model, folder.model.with_stem("model_last"))
+    eqtp.models.save(prune_paths(model), folder.model.with_stem("model_last"))
     try:
         best = read_checkpoint(folder.best)
     except (CorruptCheckpointError, FileNotFoundError) as error:
         _say(f"{error}; the last weights are evaluated instead of the best")
         best = last
     model.load_state_dict(best["ema"])
+    kept = explain_gates(model)
+    model = prune_paths(model)
     eqtp.models.save(model, folder.model)
     evaluations = _evaluate_all(model, prepared, config, device)
     report = Report(
         title=f"{folder.path.name}: best averaged weights, step {best['position']['step']}",
         evaluations=evaluations,
-        notes=prepared.splits.notes,
+        notes=[*prepared.splits.notes, *kept.splitlines()],
         published=prepared.splits.published,
         facts={
             "steps": last["position"]["step"],
             "seconds": last["recorder"]["seconds"],
             "parameters": sum(p.numel() for p in model.parameters()),
+            **({"paths": model.hyperparameters["paths"]} if kept else {}),
         },
     )
     files = report.write(folder.report)
     files.append(plot_curves(read_metrics(folder), folder.report / "curves.png"))
-    for quantity in ("energy", "forces"):
+    for quantity in ("energy", "forces", *config.data.targets):
         plot = plot_parity(evaluations, quantity, folder.report / f"parity_{quantity}.png")
         files += [plot] if plot else []
     _say(f"\n{report.text()}\n")
@@ -169,7 +173,11 @@ def _evaluate_all(
     dtype = next(model.parameters()).dtype
     sets = {"validation": prepared.valid}
     for name, frames in prepared.splits.tests.items():
-        sets[name] = list(StructureDataset(frames, config.model.r_max, dtype=dtype))
+        sets[name] = list(
+            StructureDataset(
+                frames, config.model.r_max, dtype=dtype, targets=config.data.named_targets
+            )
+        )
     size = config.training.evaluation_batch_size
     return [
         evaluate(model, dataset, name=name, batch_size=size, device=device)

@@ -53,7 +53,7 @@ def make(**options: Any) -> MACE:
 
 
 def turned(atoms: Atoms, rotation: Tensor) -> Atoms:
-    moved: Atoms = atoms.copy()  # type: ignore[no-untyped-call]
+    moved: Atoms = atoms.copy()
     moved.positions = moved.positions @ np.asarray(rotation).T
     return moved
 

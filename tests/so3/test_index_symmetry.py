@@ -103,6 +103,7 @@ def test_labels_come_back_and_squares_agree(formula: str) -> None:
     x = torch.randn(4, 2, tensor_irreps(formula).dim, dtype=torch.float64)
     tensor = irreps_to_tensor(x, formula)
     assert (tensor_to_irreps(tensor, formula) - x).abs().max() < TOLERANCES["identity"]
+    assert irreps_to_tensor(x[0, 0], formula).shape == tensor.shape[2:]
     squares = tensor.reshape(4, 2, -1).square().sum(-1)
     torch.testing.assert_close(squares, x.square().sum(-1), rtol=1e-13, atol=0)
 

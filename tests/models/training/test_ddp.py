@@ -24,6 +24,11 @@ training: {max_epochs: 4, lr: 0.01, accelerator: cpu, num_threads: 1, clip_grad_
 """
 
 
+# Random sets of paths in the first epoch, the best in the second, then the pruned product: all
+# processes must choose the same.
+GATE = "training.path_gate={keep: 0.5, random_epochs: 1, top_epochs: 1}"
+
+
 def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
     command = [sys.executable, "-m", "eqtp.cli", "train", "config.yaml", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
@@ -34,8 +39,9 @@ def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.parametrize("options", [[], [GATE]], ids=["dense", "gated"])
 def test_two_processes_equal_one_with_the_doubled_batch(
-    tmp_path: Path, frames: Callable[..., list[Atoms]]
+    tmp_path: Path, frames: Callable[..., list[Atoms]], options: list[str]
 ) -> None:
     pairs = []
     for first, second in zip(frames(8, 1), frames(8, 2), strict=True):
@@ -51,8 +57,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(
     write(tmp_path / "train.xyz", pairs + singles)
     write(tmp_path / "valid.xyz", frames(5, 3))
     (tmp_path / "config.yaml").write_text(CONFIG)
-    one = train(tmp_path, "run_dir=one", "training.batch_size=6")
-    two = train(tmp_path, "run_dir=two", "training.batch_size=3", "training.devices=2")
+    one = train(tmp_path, "run_dir=one", "training.batch_size=6", *options)
+    halves = ["training.batch_size=3", "training.devices=2"]
+    two = train(tmp_path, "run_dir=two", *halves, *options)
     assert len(one) == 4
     assert one[-1]["step"] == 12
     for row_one, row_two in zip(one, two, strict=True):

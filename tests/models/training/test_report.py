@@ -61,7 +61,7 @@ def test_evaluation_needs_labels(
 ) -> None:
     bare = frames(1)
     bare[0].calc = None
-    with pytest.raises(ValueError, match="energy or force labels, got none"):
+    with pytest.raises(ValueError, match="forces or targets, got none"):
         evaluate(pair_potential(atomic_numbers=[1, 8]), list(StructureDataset(bare, 3.0)))
 
 
