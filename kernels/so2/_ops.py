@@ -34,7 +34,7 @@ from eqtp.kernels.so2.edges import side_of
 from eqtp.kernels.so2.frames import FrameLayout
 from eqtp.operators import below_autograd, register
 
-__all__ = ["rotate", "rotate_back", "torque"]
+__all__ = ["rotate", "rotate_back", "torque", "vector_gradient"]
 
 
 @cache
@@ -65,13 +65,13 @@ def torque(x: Tensor, y: Tensor, r: Tensor, v: Tensor | None, where: Where) -> T
     return out
 
 
-def _vector_gradient(x: Tensor, y: Tensor, r: Tensor, v: Tensor | None, where: Where) -> Tensor:
+def vector_gradient(r: Tensor, t: Tensor) -> Tensor:
     """(r x t) / |r|^2, scaled so that no square under- or overflows; zero where r is zero."""
     size = r.detach().abs().amax(-1, keepdim=True)
     size = torch.where(size > 0, size, 1)
     unit = r / size
     square = (unit * unit).sum(-1, keepdim=True)
-    cross = torch.linalg.cross(unit, torque(x, y, r, v, where))
+    cross = torch.linalg.cross(unit, t)
     gradient: Tensor = cross / torch.where(square > 0, square, 1) / size
     return gradient
 
@@ -90,7 +90,7 @@ class _Rotate(torch.autograd.Function):
         want_x, want_r, want_v = wanted_gradients(ctx, operands)
         return (
             rotate_back(g, r, v, ctx.where, x.shape[0]) if want_x else None,
-            _vector_gradient(x, g, r, v, ctx.where) if want_r else None,
+            vector_gradient(r, torque(x, g, r, v, ctx.where)) if want_r else None,
             torque(x, g, r, None, ctx.where) if want_v else None,
             *[None] * 4,
         )
@@ -110,7 +110,7 @@ class _RotateBack(torch.autograd.Function):
         want_y, want_r, want_v = wanted_gradients(ctx, operands)
         return (
             rotate(g, r, v, ctx.where) if want_y else None,
-            _vector_gradient(g, y, r, v, ctx.where) if want_r else None,
+            vector_gradient(r, torque(g, y, r, v, ctx.where)) if want_r else None,
             torque(g, y, r, None, ctx.where) if want_v else None,
             *[None] * 5,
         )
@@ -133,7 +133,7 @@ class _Torque(torch.autograd.Function):
             return (
                 rotate_back(y, r, u, where, x.shape[0]) if want_x else None,
                 rotate(x, r, u, where) if want_y else None,
-                _vector_gradient(x, y, r, u, where) if want_r else None,
+                vector_gradient(r, torque(x, y, r, u, where)) if want_r else None,
                 *[None] * 5,
             )
         frame = FrameLayout.of_text(where[2])  # T(G(v) x, y, u), row by row
@@ -145,7 +145,7 @@ class _Torque(torch.autograd.Function):
         return (
             _summed(-turned(g, v, frame), side, x.shape[0]) if g is not None and want_x else None,
             rotate(x_turned, r, u, rows) if want_y else None,
-            _vector_gradient(x_turned, y, r, u, rows) if want_r else None,
+            vector_gradient(r, torque(x_turned, y, r, u, rows)) if want_r else None,
             _pairings(nodes, g, frame) if g is not None and want_v else None,
             *[None] * 4,
         )

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from eqtp.backend import Backend
 from eqtp.graph import Graph
+from eqtp.kernels.so2 import _fused
 from eqtp.kernels.so2.frames import FrameLayout
-from eqtp.kernels.so2.op import rotate_from_edge, rotate_to_edge, so2_linear
-from eqtp.layout import Layout
+from eqtp.kernels.so2.op import (
+    check_features,
+    check_scale,
+    check_weights,
+    choose,
+    rotate_from_edge,
+    rotate_to_edge,
+    scaled,
+    so2_linear,
+)
+from eqtp.layout import Layout, to_layout
 
-__all__ = ["scaled", "so2_convolution"]
+__all__ = ["so2_convolution"]
 
 
 def so2_convolution(
@@ -29,9 +38,10 @@ def so2_convolution(
     layout: Layout = "mul_ir",
     backend: Backend = "auto",
 ) -> Float[Tensor, "num_dst dim_out"]:
-    """Messages S_e = D(R_e)^T S D(R_e) x[src(e)], summed at the receivers.
+    """Messages D(R_e)^T S D(R_e) x[src(e)], summed at the receivers.
 
-    Exact derivatives of any order in every operand; see `rotate_to_edge`.
+    Exact derivatives of any order in every operand; see `rotate_to_edge`. On CPUs it runs in chunks
+    of edges whose frames stay in the cache (`_fused`); elsewhere it is the product of the ops.
 
     Args:
         x: Features, or the rows themselves when there is no graph.
@@ -45,7 +55,25 @@ def so2_convolution(
             m = 0, ..., m_max the width(m) numbers of that order; the same for +m and -m.
         layout: Layout of x and of the result.
         backend: See `eqtp.backend`.
+
+    Raises:
+        ValueError: Shapes disagree with the frames or the graph.
+        TypeError: The dtypes or devices differ.
     """
+    device, dtype = vectors.device.type, vectors.dtype
+    kernel = choose(frame_in, backend, dtype, device), choose(frame_out, backend, dtype, device)
+    if kernel == ("cpu", "cpu") and _fused.serves(
+        [x, vectors, *weights, *([] if scale is None else [scale])]
+    ):
+        rows = len(vectors) if graph is None else graph.num_src
+        check_features("x", x, frame_in.irreps.dim, rows, vectors, graph)
+        check_weights(len(vectors), weights, frame_in, frame_out)
+        if scale is not None:
+            check_scale(len(vectors), scale, frame_in)
+        if all(weight.ndim == 3 for weight in weights):
+            x = to_layout(x, frame_in.irreps, layout, "ir_mul")
+            out = _fused.convolution(x, vectors, scale, weights, frame_in, frame_out, graph)
+            return to_layout(out, frame_out.irreps, "ir_mul", layout)
     y = rotate_to_edge(
         x,
         vectors,
@@ -67,22 +95,3 @@ def so2_convolution(
         layout=layout,
         backend=backend,
     )
-
-
-def scaled(
-    y: Float[Tensor, "num_edges dim_frame"],
-    scale: Float[Tensor, "num_edges scale_numel"],
-    frame: FrameLayout,
-) -> Float[Tensor, "num_edges dim_frame"]:
-    """Numbers of a frame times factors that +m and -m share.
-
-    Raises:
-        ValueError: The shape of scale does not fit.
-    """
-    if scale.shape != (len(y), frame.scale_numel):
-        raise ValueError(
-            f"scale must have shape ({len(y)}, {frame.scale_numel}): a factor per edge, order "
-            f"m >= 0, block with l >= m and channel, got {tuple(scale.shape)}"
-        )
-    first, *others = scale.split([frame.width(m) for m in range(frame.m_max + 1)], 1)
-    return y * torch.cat([first, *(part for other in others for part in (other, other))], 1)

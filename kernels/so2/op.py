@@ -26,7 +26,18 @@ from eqtp.kernels.so2.frames import FrameLayout
 from eqtp.layout import Layout, to_layout
 from eqtp.operators import is_autocast, widest
 
-__all__ = ["IMPLEMENTED", "rotate_from_edge", "rotate_to_edge", "so2_linear", "why_not"]
+__all__ = [
+    "IMPLEMENTED",
+    "check_features",
+    "check_scale",
+    "check_weights",
+    "choose",
+    "rotate_from_edge",
+    "rotate_to_edge",
+    "scaled",
+    "so2_linear",
+    "why_not",
+]
 
 IMPLEMENTED = ("cpu", "torch", "reference")
 
@@ -77,11 +88,12 @@ def rotate_to_edge(
         >>> torch.allclose(rotate_from_edge(y, vectors, "2x0e+2x1o", m_max=1), x, atol=1e-5)
         True
     """
-    frame, kernel = _choose(str(irreps), m_max, backend, vectors.dtype, vectors.device.type)
+    frame = _frame(str(irreps), m_max)
+    kernel = choose(frame, backend, vectors.dtype, vectors.device.type)
     if is_autocast(vectors):
         x, vectors = widest((x, vectors))
     rows = len(vectors) if graph is None else graph.num_src
-    _validate("x", x, frame.irreps.dim, rows, vectors, graph)
+    check_features("x", x, frame.irreps.dim, rows, vectors, graph)
     if kernel == "reference":
         return reference.rotate_to_edge(x, vectors, frame, graph=graph, layout=layout)
     x = to_layout(x, frame.irreps, layout, "ir_mul")
@@ -123,10 +135,11 @@ def rotate_from_edge(
         >>> rotate_from_edge(torch.tensor([[1.0, 2.0, 3.0]]), along_y, "1x1o").tolist()
         [[3.0, 1.0, 2.0]]
     """
-    frame, kernel = _choose(str(irreps), m_max, backend, vectors.dtype, vectors.device.type)
+    frame = _frame(str(irreps), m_max)
+    kernel = choose(frame, backend, vectors.dtype, vectors.device.type)
     if is_autocast(vectors):
         y, vectors = widest((y, vectors))
-    _validate("y", y, frame.dim, len(vectors), vectors, graph)
+    check_features("y", y, frame.dim, len(vectors), vectors, graph)
     if kernel == "reference":
         return reference.rotate_from_edge(y, vectors, frame, graph=graph, layout=layout)
     rows = len(vectors) if graph is None else graph.num_dst
@@ -162,13 +175,30 @@ def so2_linear(
         >>> so2_linear(torch.randn(7, 8), weights, frame, frame).shape
         torch.Size([7, 8])
     """
-    _validate_weights(y, weights, frame_in, frame_out)
+    check_weights(len(y), weights, frame_in, frame_out)
+    if y.shape[1:] != (frame_in.dim,):
+        raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     parts = y.split(frame_in.widths, dim=1)
     outs = []
     for m, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         matrix = _matrix(weight, m)
         outs.append(part @ matrix if matrix.ndim == 2 else (part[:, None] @ matrix)[:, 0])
     return torch.cat(outs, 1)
+
+
+def scaled(
+    y: Float[Tensor, "num_edges dim_frame"],
+    scale: Float[Tensor, "num_edges scale_numel"],
+    frame: FrameLayout,
+) -> Float[Tensor, "num_edges dim_frame"]:
+    """Numbers of a frame times factors that +m and -m share.
+
+    Raises:
+        ValueError: The shape of scale does not fit.
+    """
+    check_scale(len(y), scale, frame)
+    first, *others = scale.split([frame.width(m) for m in range(frame.m_max + 1)], 1)
+    return y * torch.cat([first, *(part for other in others for part in (other, other))], 1)
 
 
 def _matrix(weight: Tensor, m: int) -> Tensor:
@@ -180,41 +210,62 @@ def _matrix(weight: Tensor, m: int) -> Tensor:
     return torch.cat([torch.cat([a, b], -1), torch.cat([-b, a], -1)], -2)
 
 
-def _validate_weights(
-    y: Tensor, weights: Sequence[Tensor], frame_in: FrameLayout, frame_out: FrameLayout
+def check_weights(
+    num_edges: int, weights: Sequence[Tensor], frame_in: FrameLayout, frame_out: FrameLayout
 ) -> None:
+    """Refuses what `so2_linear` does not take.
+
+    Raises:
+        ValueError: Frames or shapes disagree.
+    """
     if frame_in.m_max != frame_out.m_max or len(weights) != frame_in.m_max + 1:
         raise ValueError(
             "frame_in and frame_out must keep the same orders and weights must be one tensor per "
             f"order, got m_max {frame_in.m_max} and {frame_out.m_max} and {len(weights)} tensors"
         )
-    if y.shape[1:] != (frame_in.dim,):
-        raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     for m, weight in enumerate(weights):
         shape = frame_in.width(m), frame_out.width(m)
         leading = weight.shape[:-3]
-        fits = weight.ndim >= 3 and weight.shape[-2:] == shape and leading in ((), (len(y),))
+        fits = weight.ndim >= 3 and weight.shape[-2:] == shape and leading in ((), (num_edges,))
         if not fits or not 1 <= weight.shape[-3] <= 1 + (m > 0):
             raise ValueError(
                 f"weights[{m}] must have shape ({'1' if m == 0 else '1 or 2'}, {shape[0]}, "
-                f"{shape[1]}), per edge with {len(y)} in front, got {tuple(weight.shape)}"
+                f"{shape[1]}), per edge with {num_edges} in front, got {tuple(weight.shape)}"
             )
 
 
+def check_scale(num_edges: int, scale: Tensor, frame: FrameLayout) -> None:
+    """Refuses a scale whose shape does not fit.
+
+    Raises:
+        ValueError: The shape does not fit.
+    """
+    if scale.shape != (num_edges, frame.scale_numel):
+        raise ValueError(
+            f"scale must have shape ({num_edges}, {frame.scale_numel}): a factor per edge, order "
+            f"m >= 0, block with l >= m and channel, got {tuple(scale.shape)}"
+        )
+
+
 @constant_when_compiled
-def _choose(
-    irreps: str, m_max: int | None, backend: Backend, dtype: torch.dtype, device: str
-) -> tuple[FrameLayout, str]:
-    """The frame, and the backend that computes its rotations."""
-    frame = FrameLayout.of(irreps, m_max)
-    chosen = resolve(
+def _frame(irreps: str, m_max: int | None) -> FrameLayout:
+    return FrameLayout.of(irreps, m_max)
+
+
+@constant_when_compiled
+def choose(frame: FrameLayout, backend: Backend, dtype: torch.dtype, device: str) -> str:
+    """The backend that computes a frame's rotations.
+
+    Raises:
+        NotImplementedError: The backend was asked for by name and cannot serve here.
+    """
+    return resolve(
         backend,
         family="so2",
         implemented=IMPLEMENTED,
         device=device,
         why_not=lambda name: why_not(name, frame, dtype),
     ).backend
-    return frame, chosen
 
 
 def why_not(backend: str, frame: FrameLayout, dtype: torch.dtype) -> str | None:
@@ -226,9 +277,15 @@ def why_not(backend: str, frame: FrameLayout, dtype: torch.dtype) -> str | None:
     return why_unavailable(backend)
 
 
-def _validate(
+def check_features(
     name: str, x: Tensor, dim: int, rows: int, vectors: Tensor, graph: Graph | None
 ) -> None:
+    """Refuses features and vectors that do not fit each other or the graph.
+
+    Raises:
+        ValueError: Shapes disagree.
+        TypeError: The dtypes or devices differ.
+    """
     if vectors.ndim != 2 or vectors.shape[1] != 3:
         raise ValueError(f"vectors must have shape (edges, 3), got {tuple(vectors.shape)}")
     if graph is not None and len(vectors) != graph.num_edges:
