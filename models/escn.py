@@ -136,10 +136,14 @@ class ESCN(nn.Module):
             avg_num_neighbors=avg_num_neighbors,
             backend=backend,
         )
+        # The scalars that the energy reads are made from scalars, but for the grid's products: the
+        # last layer's other degrees would only rescale them through the norms.
+        last = lmax if feed_forward == "grid" else 0
         self.layers = nn.ModuleList(
             Layer(
                 num_elements,
                 lmax,
+                lmax if layer < num_layers - 1 else last,
                 lmax if m_max is None else m_max,
                 channels,
                 hidden_channels or channels,
@@ -149,9 +153,9 @@ class ESCN(nn.Module):
                 group=group,
                 backend=backend,
             )
-            for _ in range(num_layers)
+            for layer in range(num_layers)
         )
-        self.norm = EquivariantRMSNorm(lmax, channels)
+        self.norm = EquivariantRMSNorm(last, channels)
         self.readout = Readout(channels)
 
     def forward(
@@ -274,12 +278,13 @@ class EdgeDegreeEmbedding(nn.Module):
 
 
 class Layer(nn.Module):
-    """Messages, then a feed-forward network, each added to the features."""
+    """Messages, then a feed-forward network, each added to the features up to `lmax_out`."""
 
     def __init__(
         self,
         num_elements: int,
         lmax: int,
+        lmax_out: int,
         m_max: int,
         channels: int,
         hidden_channels: int,
@@ -295,6 +300,7 @@ class Layer(nn.Module):
         self.norm_1 = EquivariantRMSNorm(lmax, channels)
         self.convolution = EdgeConvolution(
             lmax,
+            lmax_out,
             m_max,
             channels,
             hidden_channels,
@@ -303,15 +309,18 @@ class Layer(nn.Module):
             backend=backend,
         )
         self.radial = EdgeNetwork(num_elements, (*radial_sizes, self.convolution.radial_size))
-        self.norm_2 = EquivariantRMSNorm(lmax, channels)
-        self.feed_forward = network(lmax, channels, hidden_channels)
+        self.norm_2 = EquivariantRMSNorm(lmax_out, channels)
+        self.feed_forward = network(lmax_out, channels, hidden_channels)
 
     def forward(
         self, x: Float[Tensor, "nodes components channels"], edges: Edges
-    ) -> Float[Tensor, "nodes components channels"]:
+    ) -> Float[Tensor, "nodes components_out channels"]:
         """The features after the layer."""
         radial = self.radial(edges.basis, edges.pair)
-        x = x + self.convolution(self.norm_1(x), edges.vectors, radial, edges.envelope, edges.graph)
+        messages = self.convolution(
+            self.norm_1(x), edges.vectors, radial, edges.envelope, edges.graph
+        )
+        x = x[:, : messages.shape[1]] + messages
         out: Tensor = x + self.feed_forward(self.norm_2(x))
         return out
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from eqtp.backend import Backend
 from eqtp.graph import Graph
-from eqtp.irreps import Irreps
 from eqtp.kernels.frame_gate import FrameSizes, gate_orders, scale_orders
 from eqtp.kernels.so2 import rotate_from_edge, rotate_to_edge
 from eqtp.layout import Layout
+from eqtp.models.blocks.spherical_features import irreps
 from eqtp.nn import Linear
 
 __all__ = ["EdgeConvolution"]
@@ -44,10 +44,14 @@ class EdgeConvolution(nn.Module):
     `hidden_channels` that edges work with from the features' `channels`, and one sum and rotation
     serves both ends, where eSCN-MD rotates each and maps twice as many numbers.
 
+    A result of degree l has orders up to l only, which nothing but the same orders of h and the
+    gates, of order 0, reaches: orders above `lmax_out` are left out of the frames.
+
     Source: Passaro and Zitnick, ICML 2023, and eSCN-MD (arXiv 2502.12147).
 
     Args:
-        lmax: Largest degree.
+        lmax: Largest degree of the features.
+        lmax_out: Largest degree of the result.
         m_max: Largest order in the frames.
         channels: Channels of the features.
         hidden_channels: Channels of the edges.
@@ -59,6 +63,7 @@ class EdgeConvolution(nn.Module):
     def __init__(
         self,
         lmax: int,
+        lmax_out: int,
         m_max: int,
         channels: int,
         hidden_channels: int,
@@ -68,22 +73,23 @@ class EdgeConvolution(nn.Module):
         backend: Backend,
     ) -> None:
         super().__init__()
-        self.m_max = m_max
+        self.m_max = m_max = min(m_max, lmax_out)
         self.hidden_channels = hidden_channels
         self.backend: Backend = backend
         self.scale = avg_num_neighbors**-0.5
-        features = Irreps([(channels, (l, 1)) for l in range(lmax + 1)])
-        self.irreps = Irreps([(hidden_channels, (l, 1)) for l in range(lmax + 1)])
+        self.irreps_in = irreps(lmax, hidden_channels)
+        self.irreps_out = irreps(lmax_out, hidden_channels)
         self.sizes = FrameSizes(lmax, m_max, hidden_channels)
-        both = Irreps([(2 * hidden_channels, (l, 1)) for l in range(lmax + 1)])
-        self.linear_up = Linear(features, both, layout="ir_mul")
-        self.linear_down = Linear(self.irreps, features, layout="ir_mul")
+        both = irreps(lmax, 2 * hidden_channels)
+        self.linear_up = Linear(irreps(lmax, channels), both, layout="ir_mul")
+        down = irreps(lmax_out, channels)
+        self.linear_down = Linear(self.irreps_out, down, layout="ir_mul")
         self.first, self.second = nn.ParameterList(), nn.ParameterList()
         for m, width in enumerate(self.sizes.widths):
             parts = 1 if parity or m == 0 else 2
             gates = 0 if m else self.sizes.gates_dim
             self.first.append(torch.randn(parts, width, width + gates))
-            self.second.append(torch.randn(parts, width, width))
+            self.second.append(torch.randn(parts, width, (lmax_out + 1 - m) * hidden_channels))
 
     @property
     def radial_size(self) -> int:
@@ -97,7 +103,7 @@ class EdgeConvolution(nn.Module):
         radial: Float[Tensor, "edges radial_size"],
         envelope: Float[Tensor, " edges"],
         graph: Graph,
-    ) -> Float[Tensor, "nodes components channels"]:
+    ) -> Float[Tensor, "nodes components_out channels"]:
         """The summed messages.
 
         Args:
@@ -114,15 +120,15 @@ class EdgeConvolution(nn.Module):
         ends = sender.flatten(1).index_select(0, graph.edge_src) + receiver.flatten(1).index_select(
             0, graph.edge_dst
         )
-        frames = rotate_to_edge(ends, vectors, self.irreps, **rotation)
+        frames = rotate_to_edge(ends, vectors, self.irreps_in, **rotation)
         orders = scale_orders(frames, radial, self.sizes)
         hidden = [_mix(y, weight) for y, weight in zip(orders, self.first, strict=True)]
         gated = gate_orders(hidden, envelope * self.scale, self.sizes)
         message = [_mix(h, weight) for h, weight in zip(gated, self.second, strict=True)]
         joined = torch.cat([part.flatten(1) for part in message], 1)
-        summed = rotate_from_edge(joined, vectors, self.irreps, graph=graph, **rotation)
+        summed = rotate_from_edge(joined, vectors, self.irreps_out, graph=graph, **rotation)
         out: Tensor = self.linear_down(summed)
-        return out.view_as(x)
+        return out.view(len(x), -1, x.shape[2])
 
 
 def _mix(y: Tensor, weight: Tensor) -> Tensor:

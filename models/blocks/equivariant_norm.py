@@ -6,12 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["EquivariantRMSNorm", "degrees"]
+from eqtp.models.blocks.spherical_features import degrees
 
-
-def degrees(lmax: int) -> Tensor:
-    """The degree l of each of the (lmax + 1)^2 components."""
-    return torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])
+__all__ = ["EquivariantRMSNorm"]
 
 
 class EquivariantRMSNorm(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from eqtp.irreps import Irreps
-from eqtp.models.blocks.equivariant_norm import degrees
+from eqtp.models.blocks.spherical_features import degrees, irreps
 from eqtp.nn import Linear
 from eqtp.so3.sphere_grid import analysis_matrix, sphere_grid, synthesis_matrix
 
@@ -36,7 +36,7 @@ class SpectralFeedForward(nn.Module):
         super().__init__()
         self.lmax = lmax
         self.hidden_channels = hidden_channels
-        features, hidden = _irreps(lmax, channels), _irreps(lmax, hidden_channels)
+        features, hidden = irreps(lmax, channels), irreps(lmax, hidden_channels)
         scalars = Irreps([(hidden_channels * (lmax + 1), (0, 1))])
         self.linear_1 = Linear(features, scalars + hidden[1:], biases=True, layout="ir_mul")
         self.linear_2 = Linear(hidden, features, layout="ir_mul")
@@ -82,7 +82,7 @@ class GridFeedForward(SpectralFeedForward):
     def __init__(self, lmax: int, channels: int, hidden_channels: int) -> None:
         super().__init__(lmax, channels, hidden_channels)
         self.linear_3 = Linear(
-            _irreps(lmax, channels), _irreps(lmax, hidden_channels), biases=True, layout="ir_mul"
+            irreps(lmax, channels), irreps(lmax, hidden_channels), biases=True, layout="ir_mul"
         )
         grid, dtype = sphere_grid(3 * lmax), torch.get_default_dtype()
         # Values of features of unit variance have the mean square (lmax + 1)^2.
@@ -101,8 +101,3 @@ class GridFeedForward(SpectralFeedForward):
         values = (self.to_grid @ super().hidden(x)) * (self.to_grid @ factor)
         products: Tensor = self.from_grid @ values
         return products
-
-
-def _irreps(lmax: int, channels: int) -> Irreps:
-    """Channels of every degree; the linear maps mix no degrees, parities play no part."""
-    return Irreps([(channels, (l, 1)) for l in range(lmax + 1)])
