@@ -43,6 +43,7 @@ class Contestant:
 _MACE = {"hidden_irreps": "32x0e+32x1o"}
 CONTESTANTS = {
     "mace": Contestant("MACE", _MACE),
+    "escn": Contestant("ESCN", {"channels": 64, "hidden_channels": 32}, Recipe(lr=0.01)),
     "mace-gaunt": Contestant("MACE", _MACE | {"product": "gaunt"}),
     "mace-gaunt-iterated": Contestant("MACE", _MACE | {"product": "gaunt_iterated"}),
     "tensornet": Contestant(
