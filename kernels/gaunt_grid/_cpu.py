@@ -13,76 +13,111 @@ from torch import Tensor
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_generated
 from eqtp.kernels.gaunt_grid._cpu_source import source
-from eqtp.kernels.gaunt_grid._transforms import COUPLINGS
+from eqtp.kernels.gaunt_grid._schedule import Schedule
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
-from eqtp.kernels.tensor_product._form import Term
 
-__all__ = ["evaluate", "products_of"]
+__all__ = ["evaluate"]
 
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-class _Array(ctypes.Structure):  # an operand or a result
-    _fields_ = (("data", POINTER), ("slot", INTEGER))
+def _integers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, INTEGER) for name in names)
+
+
+class _Factor(ctypes.Structure):
+    _fields_ = (("data", POINTER), ("weight", POINTER), *_integers("slot", "shared"))
+
+
+class _Sum(ctypes.Structure):
+    _fields_ = _integers("slot")
 
 
 class _Product(ctypes.Structure):
     _fields_ = (
-        *((name, INTEGER) for name in ("result", "field", "a", "field_a", "b", "field_b")),
-        *(("begins", INTEGER), ("sign", ctypes.c_double)),
+        *_integers("sum", "field", "a", "field_a", "b", "field_b", "begins"),
+        ("sign", ctypes.c_double),
+    )
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (
+        *(("data", POINTER), ("companion", POINTER)),
+        *_integers("sum", "shared", "is_weight", "begins"),
     )
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        *(("operands", POINTER), ("num_operands", INTEGER)),
-        *(("results", POINTER), ("num_results", INTEGER)),
+        *(("factors", POINTER), ("num_factors", INTEGER)),
+        *(("sums", POINTER), ("num_sums", INTEGER)),
         *(("products", POINTER), ("num_products", INTEGER)),
-        *((name, INTEGER) for name in ("rows", "width", "single", "threads")),
+        *(("outputs", POINTER), ("num_outputs", INTEGER)),
+        *_integers("rows", "width", "single", "threads"),
     )
 
 
 def evaluate(
     problem: SphereProductProblem,
-    terms: Sequence[Term],
+    plan: Schedule,
     operands: Mapping[int, Tensor],
-    slots: Mapping[int, int],
+    shapes: Mapping[int, Sequence[int]],
     channels: Sequence[int],
 ) -> dict[int, Tensor]:
-    """The sums of derivatives that the terms describe; see `_torch.evaluate`."""
+    """The results of a schedule.
+
+    Args:
+        problem: The product.
+        plan: What to compute.
+        operands: Number -> operand [rows, dim, channels] or weights [rows or 1, degrees, channels].
+        shapes: Number -> shape of every result; derivatives in weights have all rows.
+        channels: Channels of every slot; one channel serves all, its derivatives are summed.
+    """
     like = next(iter(operands.values()))
-    rows, width = like.shape[0], max(channels)
-    products, used = products_of(problem.odd, terms, tuple(operands), tuple(slots))
-    reached = {product[0] for product in products}
+    written = {output.result for output in plan.outputs}
     results = {
-        number: memory.empty(like, rows, problem.dims[slot], channels[slot])
-        if index in reached
-        else like.new_zeros(rows, problem.dims[slot], channels[slot])
-        for index, (number, slot) in enumerate(slots.items())
+        number: memory.empty(like, *shape) if number in written else like.new_zeros(shape)
+        for number, shape in shapes.items()
     }
-    if rows == 0 or width == 0 or not products:
+    width = max(channels)
+    rows = operands[plan.factors[0].operand].shape[0] if plan.factors else 0
+    if rows == 0 or width == 0:
         return results
-    kept = [index for index in range(len(slots)) if index in reached]
-    places = {index: place for place, index in enumerate(kept)}
-    numbers = list(slots)
+
+    def address(number: int | None) -> int | None:
+        return None if number is None else operands[number].data_ptr()
+
+    def is_shared(number: int | None) -> bool:
+        return number is not None and operands[number].shape[0] == 1
+
     arrays: dict[str, ctypes.Array[Any]] = {
-        "operands": (_Array * len(used))(
-            *(_Array(operands[number].data_ptr(), slot) for number, slot in used)
+        "factors": (_Factor * len(plan.factors))(
+            *(
+                _Factor(address(f.operand), address(f.weight), f.slot, is_shared(f.weight))
+                for f in plan.factors
+            )
         ),
-        "results": (_Array * len(kept))(
-            *(_Array(results[numbers[i]].data_ptr(), slots[numbers[i]]) for i in kept)
+        "outputs": (_Output * len(plan.outputs))(
+            *(
+                _Output(
+                    results[o.result].data_ptr(),
+                    address(o.companion),
+                    o.sum,
+                    not o.is_weight and is_shared(o.companion),
+                    o.is_weight,
+                    o.begins,
+                )
+                for o in plan.outputs
+            )
         ),
-        "products": (_Product * len(products))(
-            *(_Product(places[result], *rest) for result, *rest in products)
-        ),
+        **_constant_arrays(plan),
     }
-    single = next((slot for slot in range(3) if channels[slot] < width), -1)
     call = _Call(
         **{name: ctypes.addressof(array) for name, array in arrays.items()},
         **{f"num_{name}": len(array) for name, array in arrays.items()},
         rows=rows,
         width=width,
-        single=single,
+        single=next((slot for slot in range(3) if channels[slot] < width), -1),
         threads=torch.get_num_threads(),
     )
     _library(problem, like.dtype).evaluate(ctypes.byref(call))
@@ -90,33 +125,16 @@ def evaluate(
 
 
 @lru_cache(maxsize=1024)
-def products_of(
-    odd: bool, terms: Sequence[Term], given: tuple[int, ...], results: tuple[int, ...]
-) -> tuple[list[tuple[Any, ...]], list[tuple[int, int]]]:
-    """Products of fields that make up the results, and the operands with their slots.
-
-    A product is (place of the result, its field, place of a, field, place of b, field, whether it
-    is the field's first, sign).
-    """
-    used: dict[tuple[int, int], int] = {}
-    begun: set[tuple[int, int]] = set()
-    products: list[tuple[Any, ...]] = []
-    for term in terms:
-        for slot, result in enumerate(term.results):
-            if result is None:
-                continue
-            first, second = (other for other in range(3) if other != slot)
-            a, b = term.operands[first], term.operands[second]
-            if a is None or b is None or a not in given or b not in given:
-                continue
-            at_a, at_b = (used.setdefault(key, len(used)) for key in ((a, first), (b, second)))
-            place = results.index(result)
-            for fields, sign in COUPLINGS[odd]:
-                target = place, fields[slot]
-                begins = target not in begun
-                begun.add(target)
-                products.append((*target, at_a, fields[first], at_b, fields[second], begins, sign))
-    return products, list(used)
+def _constant_arrays(plan: Schedule) -> dict[str, ctypes.Array[Any]]:
+    return {
+        "sums": (_Sum * len(plan.sums))(*map(_Sum, plan.sums)),
+        "products": (_Product * len(plan.products))(
+            *(
+                _Product(p.sum, p.field, p.a, p.field_a, p.b, p.field_b, p.begins, p.sign)
+                for p in plan.products
+            )
+        ),
+    }
 
 
 @lru_cache(maxsize=256)

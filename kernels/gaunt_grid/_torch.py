@@ -1,4 +1,4 @@
-"""Plain-PyTorch kernel: sums of derivatives of the trilinear form, in chunks that fit the cache.
+"""Plain-PyTorch kernel: sums of derivatives of the form, in chunks of rows that fit the cache.
 
 Inside, rows and channels are columns ([dim, N]), so that every transform is a matrix product.
 """
@@ -10,82 +10,88 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from eqtp.kernels.gaunt_grid._transforms import COUPLINGS, make_plan
+from eqtp.kernels.gaunt_grid._schedule import Product, Schedule
+from eqtp.kernels.gaunt_grid._transforms import Plan, fields_of, make_plan
 from eqtp.kernels.gaunt_grid.config import chunk_rows
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
-from eqtp.kernels.tensor_product._form import Term
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     problem: SphereProductProblem,
-    terms: Sequence[Term],
+    plan: Schedule,
     operands: Mapping[int, Tensor],
-    slots: Mapping[int, int],
+    shapes: Mapping[int, Sequence[int]],
     channels: Sequence[int],
 ) -> dict[int, Tensor]:
-    """The sums of derivatives that the terms describe.
+    """The results of a schedule.
 
     Args:
         problem: The product.
-        terms: Which operands fill the slots, and which derivatives are taken.
-        operands: Number -> operand [rows, dim, channels], those that are given.
-        slots: Slot of every result, by the result's number.
+        plan: What to compute.
+        operands: Number -> operand [rows, dim, channels] or weights [rows or 1, degrees, channels].
+        shapes: Number -> shape of every result; derivatives in weights have all rows.
         channels: Channels of every slot; one channel serves all, its derivatives are summed.
     """
     like = next(iter(operands.values()))
-    plan = make_plan(problem, like.dtype, like.device)
-    rows, width = like.shape[0], max(channels)
-    results = {
-        number: like.new_zeros(rows, problem.dims[slot], channels[slot])
-        for number, slot in slots.items()
-    }
-    if rows == 0 or width == 0:
+    results = {number: like.new_zeros(shape) for number, shape in shapes.items()}
+    rows = operands[plan.factors[0].operand].shape[0] if plan.factors else 0
+    if rows == 0 or max(channels) == 0:
         return results
-    step = chunk_rows(plan.num_points * width * like.element_size())
+    transforms = make_plan(problem, like.dtype, like.device)
+    blocks = [block.to(like.device) for block in problem.blocks]
+    step = chunk_rows(transforms.num_points * max(channels) * like.element_size())
     for start in range(0, rows, step):
         chunk = slice(start, min(start + step, rows))
-        size = chunk.stop - start
-        values: dict[tuple[int, int], Tensor] = {}  # by operand and slot
-        sums: dict[int, list[Tensor | None]] = {}
-        for term in terms:
-            for slot, number in enumerate(term.operands):
-                if number is None or number not in operands or (number, slot) in values:
+
+        def part(number: int, chunk: slice = chunk) -> Tensor:
+            operand = operands[number]
+            return operand if operand.shape[0] == 1 else operand[chunk]
+
+        values = []
+        for factor in plan.factors:
+            x = part(factor.operand)
+            if factor.weight is not None:
+                x = x * part(factor.weight)[:, blocks[factor.slot]]
+            columns = x.permute(1, 0, 2).reshape(problem.dims[factor.slot], -1)
+            fields = transforms.transforms[factor.slot].synthesize(columns)
+            num_fields = fields_of(problem.odd)[factor.slot]
+            values.append(fields.view(num_fields, transforms.num_points, *x.shape[::2]))
+        for number, slot in enumerate(plan.sums):
+            products = [product for product in plan.products if product.sum == number]
+            parts = _sum(products, values, slot, transforms, channels[slot] < max(channels))
+            for output in plan.outputs:
+                if output.sum != number:
                     continue
-                columns = operands[number][chunk].permute(1, 0, 2).reshape(problem.dims[slot], -1)
-                fields = plan.transforms[slot].synthesize(columns)
-                values[number, slot] = fields.view(-1, plan.num_points, size, channels[slot])
-            _add_products(problem.odd, term, values, sums)
-        for number, fields_of_result in sums.items():
-            slot = slots[number]
-            stacked = torch.cat([field for field in fields_of_result if field is not None])
-            if channels[slot] < width:
-                stacked = stacked.sum(-1)
-            weighted = stacked.view(-1, plan.num_points, size * channels[slot]) * plan.weights
-            parts = plan.transforms[slot].transpose(weighted.flatten(0, 1))
-            results[number][chunk] = parts.view(-1, size, channels[slot]).transpose(0, 1)
+                target = results[output.result][chunk]
+                if output.is_weight:
+                    assert output.companion is not None
+                    target.index_add_(1, blocks[slot], parts * part(output.companion))
+                elif output.companion is None:
+                    target += parts
+                else:
+                    target += parts * part(output.companion)[:, blocks[slot]]
     return results
 
 
-def _add_products(
-    odd: bool,
-    term: Term,
-    values: Mapping[tuple[int, int], Tensor],
-    sums: dict[int, list[Tensor | None]],
-) -> None:
-    """Adds a term's products of values to the fields of its results."""
-    for slot, result in enumerate(term.results):
-        if result is None:
-            continue
-        others = [other for other in range(3) if other != slot]
-        keys = [(term.operands[other], other) for other in others]
-        if any(key not in values for key in keys):
-            continue
-        first, second = (values[key] for key in keys)  # type: ignore[index]
-        fields = sums.setdefault(result, [None] * (2 if odd and slot < 2 else 1))
-        for places, sign in COUPLINGS[odd]:
-            product = first[places[others[0]]] * second[places[others[1]]]
-            product = product if sign > 0 else -product
-            before = fields[places[slot]]
-            fields[places[slot]] = product if before is None else before + product
+def _sum(
+    products: Sequence[Product],
+    values: Sequence[Tensor],
+    slot: int,
+    transforms: Plan,
+    over_channels: bool,
+) -> Tensor:
+    """A sum of products, transformed back: [rows, dim, channels]."""
+    fields: dict[int, Tensor] = {}
+    for product in products:
+        value = values[product.a][product.field_a] * values[product.b][product.field_b]
+        value = value if product.sign > 0 else -value
+        before = fields.get(product.field)
+        fields[product.field] = value if before is None else before + value
+    stacked = torch.stack([fields[field] for field in sorted(fields)])
+    if over_channels:
+        stacked = stacked.sum(-1, keepdim=True)
+    weighted = stacked.flatten(2) * transforms.weights
+    parts = transforms.transforms[slot].transpose(weighted.flatten(0, 1))
+    return parts.view(-1, *stacked.shape[2:]).transpose(0, 1)

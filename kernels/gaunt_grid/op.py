@@ -24,22 +24,29 @@ def sphere_product(
     x1: Float[Tensor, "rows dim1 channels1"],
     x2: Float[Tensor, "rows dim2 channels2"],
     problem: SphereProductProblem,
+    a: Float[Tensor, "#rows degrees1 channels1"] | None = None,
+    b: Float[Tensor, "#rows degrees2 channels2"] | None = None,
+    c: Float[Tensor, "#rows degrees3 channels"] | None = None,
     *,
     backend: Backend = "auto",
 ) -> Float[Tensor, "rows dim3 channels"]:
     """Product of functions on the sphere, on the smallest grid that makes it exact.
 
-        out[z, k, c] = mean over the sphere of F(x1[z, :, c]) G(x2[z, :, c]) Y_k
+        out[z, k, u] = c[l(k)] mean over the sphere of F(a x1[z, :, u]) G(b x2[z, :, u]) Y_k
 
     with F and G sums of "component" harmonics; for `problem.odd` of r . (grad F x grad G) Y_k.
-    That is sqrt(4 pi) times the Gaunt coefficients. Rotation-equivariant, bilinear, differentiable
-    to any order. Source: Luo, Chen, Krishnapriyan, ICLR 2024, arXiv:2401.10216, section 3; the
-    grid: Xie et al., ICML 2025 ("The Price of Freedom"); the curl: arXiv:2605.15073.
+    That is sqrt(4 pi) times the Gaunt coefficients. Rotation-equivariant, linear in every operand,
+    differentiable to any order. Source: Luo, Chen, Krishnapriyan, ICLR 2024, arXiv:2401.10216,
+    section 3; the grid: Xie et al., ICML 2025 ("The Price of Freedom"); the curl:
+    arXiv:2605.15073.
 
     Args:
         x1: Parts of F, degrees in the order of `problem.degrees1`.
         x2: Parts of G. Either operand may have one channel, which then serves all of the other's.
         problem: The degrees, and whether the product is the even or the odd one.
+        a: Weights of F, one per degree and channel, for every row or for all; 1 when None.
+        b: Weights of G.
+        c: Weights of the result.
         backend: See `eqtp.backend`.
 
     Raises:
@@ -53,12 +60,13 @@ def sphere_product(
         torch.Size([5, 9, 8])
     """
     if is_autocast(x1):
-        x1, x2 = widest((x1, x2))
+        x1, x2, a, b, c = widest((x1, x2, a, b, c))
     validate(x1, x2, problem)
+    _validate_weights(x1, x2, (a, b, c), problem)
     kernel, text = _choose(problem, backend, x1.dtype, x1.device.type)
     if kernel == "reference":
-        return reference.sphere_product(x1, x2, problem)
-    return _ops.product(x1, x2, text, kernel)
+        return reference.sphere_product(x1, x2, problem, a, b, c)
+    return _ops.product(x1, x2, a, b, c, text, kernel)
 
 
 @constant_when_compiled
@@ -119,3 +127,24 @@ def validate(x1: Tensor, x2: Tensor, problem: SphereProductProblem) -> None:
             f"x1 and x2 must share dtype and device, got {x1.dtype} on {x1.device} and "
             f"{x2.dtype} on {x2.device}"
         )
+
+
+def _validate_weights(
+    x1: Tensor, x2: Tensor, weights: tuple[Tensor | None, ...], problem: SphereProductProblem
+) -> None:
+    rows = x1.shape[0]
+    channels = x1.shape[2], x2.shape[2], max(x1.shape[2], x2.shape[2])
+    for name, weight, degrees, width in zip("abc", weights, problem.degrees, channels, strict=True):
+        if weight is None:
+            continue
+        expected = len(degrees), width
+        if weight.ndim != 3 or weight.shape[1:] != expected or weight.shape[0] not in (1, rows):
+            raise ValueError(
+                f"{name} must have shape [{rows} or 1, {expected[0]} degrees, {expected[1]} "
+                f"channels], got {tuple(weight.shape)}"
+            )
+        if (weight.dtype, weight.device) != (x1.dtype, x1.device):
+            raise TypeError(
+                f"x1 and {name} must share dtype and device, got {x1.dtype} on {x1.device} and "
+                f"{weight.dtype} on {weight.device}"
+            )

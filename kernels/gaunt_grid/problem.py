@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from eqtp.methods import get_method
@@ -68,6 +68,17 @@ class SphereProductProblem:
     def degree(self) -> int:
         """Degree to which a quadrature must be exact: a bracket loses one degree."""
         return max(0, sum(degrees[-1] for degrees in self.degrees) - self.odd)
+
+    @cached_property
+    def blocks(
+        self,
+    ) -> tuple[Int64[Tensor, " dim1"], Int64[Tensor, " dim2"], Int64[Tensor, " dim3"]]:
+        """Number of the degree of every component."""
+        first, second, third = (
+            torch.repeat_interleave(torch.tensor([2 * degree + 1 for degree in degrees]))
+            for degrees in self.degrees
+        )
+        return first, second, third
 
     @cached_property
     def text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,11 @@ def make(
     ]
 
 
+def weighted(product: Product, problem: SphereProductProblem, **options: Any) -> Product:
+    """The product of (x1, x2, *weights)."""
+    return lambda x1, x2, *weights: product(x1, x2, problem, *weights, **options)
+
+
 def derivatives(product: Product, operands: list[Tensor], order: int) -> list[Tensor]:
     """A nonlinear function's derivatives up to an order."""
     out = product(*operands)
@@ -77,6 +83,36 @@ def test_matches_the_definition_to_third_order(
     )
     exact = derivatives(lambda *x: DEFINITION(*x, problem), operands, 3)
     assert_close(ours, exact, TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("name", ["even", "odd"])
+def test_weights(name: str, channels: tuple[int, int], shared: bool, backend: str) -> None:
+    problem = PROBLEMS[name]
+    operands = make(problem, channels)
+    for degrees, width in zip(problem.degrees, (*channels, max(channels)), strict=True):
+        rows = 1 if shared else len(operands[0])
+        operands.append(torch.randn(rows, len(degrees), width).requires_grad_())
+    ours = derivatives(weighted(KERNEL, problem, backend=backend), operands, 2)
+    exact = derivatives(weighted(DEFINITION, problem), operands, 2)
+    assert_close(ours, exact, TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_some_weights_and_one_direction(backend: str) -> None:
+    """Weights of one side only, and gradients of a single gradient."""
+    problem = PROBLEMS["even"]
+    x1, x2 = make(problem, (5, 5))
+    b = torch.randn(7, 4, 5).requires_grad_()
+    for direction in range(3):
+        results = []
+        for function, options in ((KERNEL, {"backend": backend}), (DEFINITION, {})):
+            value = (function(x1, x2, problem, None, b, **options) ** 2).sum()
+            grads = torch.autograd.grad(value, (x1, x2, b), create_graph=True)
+            results.append(torch.autograd.grad(grads[direction].sin().sum(), (x1, x2, b)))
+        assert_close(list(results[0]), list(results[1]), TOLERANCES[torch.float64])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -234,5 +270,7 @@ def test_refusals() -> None:
         KERNEL(x1, x2.float(), problem)
     with pytest.raises(TypeError, match="floating-point"):
         KERNEL(x1.long(), x2, problem)
+    with pytest.raises(ValueError, match=r"b must have shape \[7 or 1, 4 degrees, 4 channels\]"):
+        KERNEL(x1, x2, problem, None, torch.ones(7, 3, 4))
     with pytest.raises(ValueError, match="ascending degrees"):
         SphereProductProblem((1, 0), (0,), (0,))

@@ -136,8 +136,12 @@ def a_graph(edges: int = 11) -> Graph:
 )
 @pytest.mark.parametrize(("name", "evaluation"), GRID)
 def test_master(name: str, evaluation: str, form: str, weights: str, layout: str) -> None:
+    compiled = name in ("interaction", "full convolution")
     tp = CASES[name].make(
-        evaluation=evaluation, layout=layout, internal_weights=False, shared_weights=None
+        evaluation=evaluation,
+        layout=layout,
+        internal_weights=False,
+        backend="auto" if compiled else "torch",
     )
     assert tp.evaluator.evaluation == evaluation  # type: ignore[attr-defined]
     graph = a_graph() if form == "graph" else None

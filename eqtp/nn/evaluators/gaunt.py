@@ -182,13 +182,29 @@ class GauntProduct:
             paths = None if weight is None else self.weights.path_weights(weight)
             return self._direct(x1, x2, paths, graph=graph, radial=None)
         return multiply_sectors(
-            self.weights, self._sectors, self._product, x1, x2, weight, graph, self.layout
+            self.weights,
+            self._sectors,
+            _by_fourier_series,
+            x1,
+            x2,
+            weight,
+            graph,
+            self.layout,
+            self._on_grid if self.evaluation == "grid" else None,
         )
 
-    def _product(self, first: Tensor, second: Tensor, sector: Sector) -> Tensor:
-        if self.evaluation == "fourier":
-            return fourier_product(first, second, sector.problem)
-        return sphere_product(first, second, sector.problem, backend=self.backend)
+    def _on_grid(
+        self,
+        first: Tensor,
+        second: Tensor,
+        sector: Sector,
+        of_first: Tensor | None,
+        of_second: Tensor | None,
+        of_result: Tensor | None,
+    ) -> Tensor:
+        return sphere_product(
+            first, second, sector.problem, of_first, of_second, of_result, backend=self.backend
+        )
 
     def effective_path_weights(self, weight: Tensor) -> Tensor:
         return self.weights.effective_path_weights(weight)
@@ -232,3 +248,7 @@ class GauntProduct:
                 f"{sector.problem.degree}; backend {chosen.backend}: {chosen.reason}"
             )
         return "\n".join([title, f"  method    {self.method.name} ({self.method.summary})", *lines])
+
+
+def _by_fourier_series(first: Tensor, second: Tensor, sector: Sector) -> Tensor:
+    return fourier_product(first, second, sector.problem)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.layout import Layout
+from eqtp.layout import Layout, to_layout
 
 from .separable import SeparableWeights
 from .sphere_functions import Sector, distribute
 
 __all__ = ["multiply_sectors"]
+
+Weights = Tensor | None
+"""Of a function: per degree and channel, [rows or 1, degrees, channels]; None for 1."""
 
 
 def multiply_sectors(
@@ -26,8 +29,9 @@ def multiply_sectors(
     weight: Tensor | None,
     graph: Graph | None,
     layout: Layout,
+    fused: Callable[[Tensor, Tensor, Sector, Weights, Weights, Weights], Tensor] | None = None,
 ) -> Tensor:
-    """The product of every sector; gathered and summed at nodes as early and late as can be.
+    """The product of every sector, gathered at senders and summed at receivers.
 
     Args:
         weights: The separable weights and the scales.
@@ -38,30 +42,41 @@ def multiply_sectors(
         weight: Flat, shared or one row per row of x2; None without weights.
         graph: Message passing.
         layout: Memory order of x1, x2 and the result.
+        fused: The same as `product` with weights of the operands and of the result, if it can.
     """
     shared = weight is None or weight.ndim == 1
     a, b, c = (None, None, None) if weight is None else weights.split(weight)
     muls = tuple(mul for mul, _ in weights.problem.irreps_out)
     scales = _by_channel(weights.scales, muls, x1.dtype, x1.device)
     factors = scales[None] if c is None else c * scales
-    if graph is not None and not shared:
+    x1 = to_layout(x1, weights.problem.irreps_in1, layout, "ir_mul")
+    x2 = to_layout(x2, weights.problem.irreps_in2, layout, "ir_mul")
+    if graph is not None:
         x1 = x1.index_select(0, graph.edge_src)
     results = []
     for sector in sectors:
-        first = sector.first.assemble(x1, a, layout)
-        second = sector.second.assemble(x2, b, layout)
-        if graph is not None and shared:
-            first = first.index_select(0, graph.edge_src)
-        if sector.mode == "uvuv":
-            first, second = _outer(first, second, weights.passes)
-        elif weights.passes > 1 and first.shape[2] != second.shape[2]:
-            first, second = _same_channels(first, second, weights.passes)
-        parts = product(first, second, sector)
+        first, of_first = sector.first.assemble(x1, a)
+        second, of_second = sector.second.assemble(x2, b)
+        blocks = sector.problem.blocks
+        outer = sector.mode == "uvuv"
+        if fused is None or outer or (weights.passes > 1 and first.shape[2] != second.shape[2]):
+            first, of_first = _applied(first, of_first, blocks[0]), None
+            second, of_second = _applied(second, of_second, blocks[1]), None
+            first, second = _joined(first, second, weights.passes, outer=outer)
+        of_result = None
+        if sector.result.one_per_degree is not None and sector.mode != "uuw":
+            of_result = sector.result.by_degree(factors)
+        if fused is None:
+            parts = _applied(product(first, second, sector), of_result, blocks[2])
+        else:
+            parts = fused(first, second, sector, of_first, of_second, of_result)
         if graph is not None and shared:
             parts = _sum_at_receivers(parts, graph)
         results.append((sector, parts))
-    out = distribute(results, factors, weights.problem.irreps_out, layout)
-    return out if graph is None or shared else _sum_at_receivers(out, graph)
+    out = distribute(results, factors, weights.problem.irreps_out)
+    if graph is not None and not shared:
+        out = _sum_at_receivers(out, graph)
+    return to_layout(out, weights.problem.irreps_out, "ir_mul", layout)
 
 
 @lru_cache(maxsize=256)
@@ -74,23 +89,22 @@ def _by_channel(
     return values.to(device, dtype)
 
 
-def _outer(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Every channel of the first with every one of the second, pass by pass."""
+def _applied(parts: Tensor, weights: Weights, blocks: Tensor) -> Tensor:
+    """Parts of a function times its weights, which are per degree."""
+    return parts if weights is None else parts * weights[:, blocks.to(parts.device)]
+
+
+def _joined(first: Tensor, second: Tensor, passes: int, *, outer: bool) -> tuple[Tensor, Tensor]:
+    """Channels pass by pass: all pairs, or one channel with each of the other's."""
+    if not outer and (passes == 1 or first.shape[2] == second.shape[2]):
+        return first, second
     channels = first.shape[2] // passes, second.shape[2] // passes
-    a = first.unflatten(2, (passes, channels[0], 1))
-    b = second.unflatten(2, (passes, 1, channels[1]))
-    a = a.expand(-1, -1, -1, *channels)
-    b = b.expand(-1, -1, -1, *channels)
-    return a.flatten(2), b.flatten(2)
-
-
-def _same_channels(first: Tensor, second: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Functions of one channel per pass, repeated for the other's channels."""
-    channels = max(first.shape[2], second.shape[2]) // passes
-    a, b = (
-        x.unflatten(2, (passes, x.shape[2] // passes)).expand(-1, -1, -1, channels)
-        for x in (first, second)
-    )
+    a, b = (x.unflatten(2, (passes, n)) for x, n in zip((first, second), channels, strict=True))
+    if outer:
+        a = a[..., :, None].expand(-1, -1, -1, *channels)
+        b = b[..., None, :].expand(-1, -1, -1, *channels)
+    else:
+        a, b = (x.expand(-1, -1, -1, max(channels)) for x in (a, b))
     return a.flatten(2), b.flatten(2)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from eqtp.irreps import Irreps
 from eqtp.kernels.gaunt_grid import SphereProductProblem
-from eqtp.layout import Layout
 from eqtp.methods import Method
 from eqtp.problem import Mode, TensorProductProblem
 
@@ -59,14 +58,52 @@ class Function:
         """The degrees of the function."""
         return tuple(self.irreps[blocks[0]].ir.l for blocks in self.blocks)
 
-    def assemble(self, x: Tensor, factors: Tensor | None, layout: Layout) -> Tensor:
-        """Parts of the function, [rows, dim, passes * channels].
+    @property
+    def one_per_degree(self) -> tuple[int, ...] | None:
+        """The blocks where every degree has one, so that weights are per degree; else None."""
+        single = all(len(blocks) == 1 for blocks in self.blocks)
+        numbers = tuple(block for blocks in self.blocks for block in blocks)
+        summed = self.summed and any(self.irreps[block].mul != 1 for block in numbers)
+        return numbers if single and not summed else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the blocks are all of the operand, in its order."""
+        return self.one_per_degree == tuple(range(len(self.irreps)))
+
+    def assemble(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Parts of the function, [rows, dim, passes * channels], and weights yet to be applied.
 
         Args:
-            x: Features [rows, irreps.dim].
+            x: Features [rows, irreps.dim], "ir_mul".
             factors: Weights [rows or nothing, passes, multiplicities]; None for 1.
-            layout: Layout of x.
         """
+        blocks = self.one_per_degree
+        if blocks is None:
+            return self._summed(x, factors), None
+        mul = self.irreps[blocks[0]].mul
+        columns = self.irreps.slices()
+        if not self.is_whole:
+            x = torch.cat([x[:, columns[block]] for block in blocks], dim=1)
+        parts = x.unflatten(1, (-1, mul)) if mul > 0 else x.new_zeros(len(x), self._dim, 0)
+        passes = 1 if factors is None else factors.shape[-2]
+        if passes > 1:
+            parts = parts[:, :, None].expand(-1, -1, passes, -1).flatten(2)
+        return parts, None if factors is None else self.by_degree(factors)
+
+    @property
+    def _dim(self) -> int:
+        return sum(2 * degree + 1 for degree in self.degrees)
+
+    def by_degree(self, factors: Tensor) -> Tensor:
+        """Weights as the kernels take them, [rows or 1, degrees, passes * channels]."""
+        ends = list(itertools.accumulate((mul for mul, _ in self.irreps), initial=0))
+        pieces = [factors[..., ends[i] : ends[i + 1]] for (i,) in self.blocks]
+        stacked = torch.stack(pieces, dim=-3).flatten(-2)
+        return stacked if stacked.ndim == 3 else stacked[None]
+
+    def _summed(self, x: Tensor, factors: Tensor | None) -> Tensor:
+        """The function where blocks of one degree, or channels, are added up, weights applied."""
         columns = self.irreps.slices()
         ends = list(itertools.accumulate((mul for mul, _ in self.irreps), initial=0))
         parts = []
@@ -74,12 +111,7 @@ class Function:
             terms = []
             for block in blocks:
                 mul, ir = self.irreps[block]
-                piece = x[:, columns[block]]
-                if layout == "mul_ir":
-                    piece = piece.unflatten(1, (mul, ir.dim)).transpose(1, 2)
-                else:
-                    piece = piece.unflatten(1, (ir.dim, mul))
-                piece = piece[:, :, None]
+                piece = x[:, columns[block]].unflatten(1, (ir.dim, mul))[:, :, None]
                 if factors is not None:
                     piece = piece * factors[..., None, :, ends[block] : ends[block + 1]]
                 terms.append(piece.sum(-1, keepdim=True) if self.summed else piece)
@@ -196,37 +228,36 @@ def fits(mode: Mode, mul1: int, mul2: int, mul3: int) -> bool:
     return rules[mode]
 
 
-def distribute(
-    results: Sequence[tuple[Sector, Tensor]], factors: Tensor, out: Irreps, layout: Layout
-) -> Tensor:
-    """Results of products of functions as features.
+def distribute(results: Sequence[tuple[Sector, Tensor]], factors: Tensor, out: Irreps) -> Tensor:
+    """Results of products of functions as features, "ir_mul".
 
     Args:
-        results: Sectors, and parts [rows, dim, passes * channels] of what they add.
+        results: Sectors, and parts [rows, dim, passes * channels] of what they add; the factors
+            have been applied where the result has one block per degree.
         factors: What each channel is multiplied by, [rows or nothing, passes, multiplicities].
         out: Irreps of the result.
-        layout: Layout of the result.
     """
-    ends = list(itertools.accumulate((mul for mul, _ in out), initial=0))
     passes = factors.shape[-2]
-    _, like = results[0]
+    (sector, like), *others = results
+    if not others and passes == 1 and sector.result.is_whole:
+        return like.flatten(1)
+    ends = list(itertools.accumulate((mul for mul, _ in out), initial=0))
     sums: dict[int, Tensor] = {}
     for sector, parts in results:
-        if sector.mode == "uuw":
-            parts = parts.unflatten(2, (passes, parts.shape[2] // passes)).sum(-1)
+        weighted = sector.result.one_per_degree is not None
+        parts = parts.unflatten(2, (passes, parts.shape[2] // passes))
+        if sector.mode == "uuw" and not weighted:
+            parts = parts.sum(-1, keepdim=True)
         lengths = [2 * degree + 1 for degree in sector.result.degrees]
-        pieces = parts.split(lengths, dim=1)
-        for blocks, piece in zip(sector.result.blocks, pieces, strict=True):
+        for blocks, piece in zip(sector.result.blocks, parts.split(lengths, dim=1), strict=True):
             for block in blocks:
-                sums[block] = sums[block] + piece if block in sums else piece
-    features = []
-    for block, (mul, ir) in enumerate(out):
-        if block not in sums:
-            features.append(like.new_zeros(like.shape[0], mul * ir.dim))
-            continue
-        piece = sums[block]
-        piece = piece.unflatten(2, (passes, piece.shape[2] // passes))
-        piece = piece * factors[..., None, :, ends[block] : ends[block + 1]]
-        piece = piece.sum(2) if passes > 1 else piece.squeeze(2)
-        features.append((piece.transpose(1, 2) if layout == "mul_ir" else piece).flatten(1))
+                term = piece
+                if not weighted:
+                    term = piece * factors[..., None, :, ends[block] : ends[block + 1]]
+                term = term.sum(2) if passes > 1 else term.squeeze(2)
+                sums[block] = sums[block] + term if block in sums else term
+    features = [
+        sums[block].flatten(1) if block in sums else like.new_zeros(len(like), mul * ir.dim)
+        for block, (mul, ir) in enumerate(out)
+    ]
     return torch.cat(features, dim=1)
