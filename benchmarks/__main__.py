@@ -11,6 +11,7 @@ BENCHMARKS = {
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
     "training_step": "a MACE training step and evaluation beside mace-torch",
     "accelerate": "a mace-torch model before and after eqtp.accelerate",
+    "tensornet": "a TensorNet training step and evaluation beside plain torch and torchmd-net",
     "model_training": "eqtp's models trained on 3BPA for the same CPU time or number of steps",
     "mace_training": "one hour of 3BPA training beside mace-torch, one core each",
 }

@@ -1,8 +1,8 @@
 """TensorNet written out: full 3x3 matrices, an edge of every atom to itself, nothing fused.
 
 The published equations in plain torch, independent of what `eqtp.models.TensorNet` makes of them:
-the tests hold the model against it, and the benchmark runs it beside the model. Arithmetic and
-tensors per edge are those of torchmd-net 3.1 without its Warp kernels: [edges, 3, 3, channels].
+the tests hold the model against it, and the benchmark runs it beside the model. What is kept per
+edge is what torchmd-net 3.1 keeps without its Warp kernels: scalars, vectors and 3x3 matrices.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class PlainTensorNet(nn.Module):
             parts = [part / (_norm(product) + 1)[:, None, None] for part in _decompose(product)]
             change = _compose(_mix(parts, layer.mix_after.weight))
             x = x + change + factor * _matmul(change, change)
-        return model.scale * self._readout(x) + model.shift
+        energies: Tensor = model.scale * self._readout(x) + model.shift
+        return energies
 
     def _rbf(self, lengths: Tensor, cutoff: Tensor) -> Tensor:
         basis = self.model.radial_basis
@@ -92,17 +93,11 @@ class PlainTensorNet(nn.Module):
         (linear,) = block.radial.layers
         radial = (rbf @ linear.weight.t() + linear.bias).view(len(rbf), 3, -1)
         weights = radial * (cutoff[:, None] * pair)[:, None]
-        unit = torch.eye(3, dtype=rbf.dtype).expand(len(units), 3, 3)
-        nx, ny, nz = units.unbind(1)
-        zero = torch.zeros_like(nx)
-        skew = torch.stack([zero, -nz, ny, nz, zero, -nx, -ny, nx, zero], 1).view(-1, 3, 3)
         outer = units[:, :, None] * units[:, None, :]
-        parts = []
-        for k, direction in enumerate((unit, skew, outer)):
-            edges = direction[..., None] * weights[:, k, None, None]
-            total = edges.new_zeros(len(element), *edges.shape[1:])
-            parts.append(total.index_add(0, dst, edges))
-        parts[2] = parts[2] - _trace_part(parts[2])
+        scalar = _sum_at(dst, weights[:, 0], len(element))
+        vector = _sum_at(dst, weights[:, 1, None] * units[..., None], len(element))
+        tensor = _sum_at(dst, weights[:, 2, None, None] * outer[..., None], len(element))
+        parts = [_unit_matrix(scalar), _skew(vector), tensor - _trace_part(tensor)]
         gates = block.norm(_norm(_compose(parts)))
         layer: Any
         for layer in block.gates:
@@ -122,9 +117,29 @@ class PlainTensorNet(nn.Module):
         return energy
 
 
+def _unit_matrix(scalar: Tensor) -> Tensor:
+    return scalar[:, None, None] * torch.eye(3, dtype=scalar.dtype)[None, :, :, None]
+
+
+def _skew(vector: Tensor) -> Tensor:
+    """The matrix of the cross product with a vector."""
+    x, y, z = vector.unbind(1)
+    zero = torch.zeros_like(x)
+    entries = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1)
+    return entries.view(len(vector), 3, 3, -1)
+
+
+def _vector(skew: Tensor) -> Tensor:
+    entries = (skew[:, 2, 1] - skew[:, 1, 2], skew[:, 0, 2] - skew[:, 2, 0])
+    return torch.stack([*entries, skew[:, 1, 0] - skew[:, 0, 1]], 1) / 2
+
+
+def _sum_at(dst: Tensor, edges: Tensor, num_nodes: int) -> Tensor:
+    return edges.new_zeros(num_nodes, *edges.shape[1:]).index_add(0, dst, edges)
+
+
 def _trace_part(x: Tensor) -> Tensor:
-    unit = torch.eye(3, dtype=x.dtype)[None, :, :, None]
-    return x.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] * unit
+    return _unit_matrix(x.diagonal(dim1=1, dim2=2).mean(-1))
 
 
 def _decompose(x: Tensor) -> list[Tensor]:
@@ -146,9 +161,13 @@ def _mix(parts: list[Tensor], weights: Tensor) -> list[Tensor]:
 
 
 def _messages(parts: list[Tensor], f: Tensor, src: Tensor, dst: Tensor) -> list[Tensor]:
+    scalar, skew, tensor = parts
+    trace, num_nodes = scalar[:, 0, 0], len(scalar)
+    vector = _vector(skew)
     return [
-        torch.zeros_like(part).index_add(0, dst, f[:, k, None, None] * part[src])
-        for k, part in enumerate(parts)
+        _unit_matrix(_sum_at(dst, f[:, 0] * trace.index_select(0, src), num_nodes)),
+        _skew(_sum_at(dst, f[:, 1, None] * vector.index_select(0, src), num_nodes)),
+        _sum_at(dst, f[:, 2, None, None] * tensor.index_select(0, src), num_nodes),
     ]
 
 

@@ -207,12 +207,13 @@ def _task_rows(task: str, times: dict[str, Any]) -> list[str]:
     rows = []
     for name, clocks in times.items():
         ratios = [base[c]["median"] / clocks[c]["median"] for c in ("cpu", "wall")]
-        cells = "".join(f"{_milliseconds(clocks[clock]):>26}" for clock in ("cpu", "wall"))
+        cells = "".join(f"{milliseconds(clocks[clock]):>26}" for clock in ("cpu", "wall"))
         rows.append(f"{task:10}{name:20}{cells}{ratios[0]:11.2f}{ratios[1]:11.2f}")
     return rows
 
 
-def _milliseconds(clock: dict[str, Any]) -> str:
+def milliseconds(clock: dict[str, Any]) -> str:
+    """Median and quartiles of one clock."""
     low, high = clock["quartiles"]
     return f"{1e3 * clock['median']:.1f} [{1e3 * low:.1f}, {1e3 * high:.1f}]"
 
