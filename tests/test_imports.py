@@ -32,7 +32,7 @@ LOW_FLOORS_NEED = {"eqtp", "torch", "numpy", "scipy", "e3nn", "jaxtyping", "typi
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"yaml": "pyyaml", "torch_geometric": "torch-geometric"}
 INDIRECT = {"tensorboard"}  # torch.utils.tensorboard imports it
-OPTIONAL = {"mace"}  # a benchmark's opponent, in an environment of its own
+OPTIONAL = {"mace", "torchmdnet"}  # benchmarks' opponents, in environments of their own
 
 # The harmonics are a kernel that users look for in so3; imported when first used.
 EXCEPTIONS = {("eqtp.so3", "eqtp.kernels.spherical_harmonics")}
