@@ -9,6 +9,7 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "channelwise": "the convolution of MACE and NequIP beside e3nn, error beside time",
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
+    "path_gate": "a MACE whose paths were gated to a share: flops and time of product and step",
     "training_step": "a MACE training step and evaluation beside mace-torch",
     "accelerate": "a mace-torch model before and after eqtp.accelerate",
     "tensornet": "a TensorNet training step and evaluation beside plain torch and torchmd-net",
