@@ -43,7 +43,12 @@ def _summary(samples: list[float]) -> dict[str, Any]:
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]], *, repetitions: int = 20, warmup: int = 3
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int = 20,
+    warmup: int = 3,
+    device: str = "cpu",
+    inner: Mapping[str, int] | None = None,
 ) -> dict[str, Samples]:
     """Times several calls in turn, so that a change of the machine's mood meets all of them.
 
@@ -51,6 +56,8 @@ def alternate(
         calls: What to time, by name. In each repetition every one is called once, in this order.
         repetitions: Timed rounds, at least 2.
         warmup: Rounds before the clock runs.
+        device: "cpu", or the GPU whose work is waited for; its caches are flushed between calls.
+        inner: Calls per sample of the quick ones; the sample is their mean. 1 where not named.
 
     Returns:
         The samples of each call.
@@ -62,20 +69,46 @@ def alternate(
     """
     if repetitions < 2:
         raise ValueError(f"repetitions must be at least 2, got {repetitions}")
+    inner = inner or {}
     for _ in range(warmup):
         for call in calls.values():
             call()
     samples = {name: Samples() for name in calls}
-    for _ in range(repetitions):
-        for name, call in calls.items():
-            gc.collect()  # or one contestant's call frees what another left behind
-            gc.disable()
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            samples[name].cpu.append(time.process_time() - cpu)
-            samples[name].wall.append(time.perf_counter() - wall)
-            gc.enable()
+    gc.collect()
+    gc.freeze()  # or each of the collections below walks through all of torch
+    try:
+        for _ in range(repetitions):
+            for name, call in calls.items():
+                wall, cpu = _time(call, inner.get(name, 1), device)
+                samples[name].wall.append(wall)
+                samples[name].cpu.append(cpu)
+    finally:
+        gc.unfreeze()
     return samples
+
+
+def _time(call: Callable[[], object], number: int, device: str) -> tuple[float, float]:
+    """Wall and CPU seconds of one call of `number`."""
+    gc.collect()  # or one contestant's call frees what another left behind
+    settle(device, flush=True)
+    gc.disable()
+    try:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(number):
+            call()
+        settle(device)
+        return (time.perf_counter() - wall) / number, (time.process_time() - cpu) / number
+    finally:
+        gc.enable()
+
+
+def settle(device: str, *, flush: bool = False) -> None:
+    """Waits for a GPU; `flush` also writes more than its second-level cache holds."""
+    if device == "cpu":
+        return
+    if flush:
+        torch.empty(1 << 28, dtype=torch.int8, device=device).zero_()
+    torch.cuda.synchronize(device)
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -1,0 +1,1 @@
+"""How the families of benchmarks are measured, checked, stored and shown."""

@@ -1,0 +1,325 @@
+"""Measures a case: contestants are checked first, then timed in turns.
+
+Refused, not reported: an empty or vanishing result, a result or gradient that differs from the
+float64 definition by more than the tolerance (NaN included), a contestant that is still being set
+up when the clock runs. Absent: a contestant whose package or device is not there, or that says it
+cannot serve. Both are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqtp.benchmarks.harness.case import TASKS, Case, Contestant, Inputs, tolerance
+from eqtp.benchmarks.harness.ceilings import Ceilings
+from eqtp.benchmarks.harness.memory import peak_bytes
+from eqtp.benchmarks.timing import Samples, alternate, settle
+
+__all__ = ["Options", "Refusal", "Row", "measure"]
+
+Row = dict[str, Any]
+"""One line of a report; see `benchmarks/README.md` for the fields."""
+
+LATE_SETUP = 5.0  # a first sample of so many medians is a call that set something up
+
+
+class Refusal(Exception):
+    """Why a contestant's times are not reported."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long and with what to measure.
+
+    Attributes:
+        device: "cpu" or a GPU's name.
+        threads: For the record and the bars; set by the caller.
+        seconds: Time for the timed rounds of one task of a case.
+        min_rounds: Rounds at least, however long they take; 2 or more.
+        max_rounds: Rounds at most.
+        memory: Whether peak memory is measured.
+        only: Parts of names of contestants; the others are left out. Empty: all.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    seconds: float = 5.0
+    min_rounds: int = 5
+    max_rounds: int = 30
+    memory: bool = True
+    only: Sequence[str] = ()
+
+
+@dataclass
+class _Ready:
+    """A contestant that may be timed on one task."""
+
+    call: Callable[[], object]
+    row: Row
+    estimate: float
+
+
+def measure(case: Case, options: Options, ceilings: Ceilings | None = None) -> Iterator[list[Row]]:
+    """The rows of each task of a case, task after task.
+
+    Raises:
+        ValueError: The baseline is not among the contestants, or a task is unknown.
+    """
+    if case.baseline not in case.contestants or not set(case.tasks) <= set(TASKS):
+        raise ValueError(
+            f"{case.family} {case.name}: baseline must be one of {list(case.contestants)} and "
+            f"tasks of {list(TASKS)}, got {case.baseline!r} and {list(case.tasks)}"
+        )
+    wanted = {
+        name: make
+        for name, make in case.contestants.items()
+        if not options.only or name == case.baseline or any(part in name for part in options.only)
+    }
+    built: dict[str, Contestant | str] = {}
+    seconds: dict[str, float] = {}
+    for name, make in wanted.items():
+        start = time.perf_counter()
+        built[name] = _build(make)
+        seconds[name] = time.perf_counter() - start
+    for task in case.tasks:
+        yield _measure_task(case, task, options, ceilings, built, seconds)
+
+
+def _build(make: Callable[[], Contestant]) -> Contestant | str:
+    """The contestant, or why it is absent."""
+    try:
+        return make()
+    except (NotImplementedError, ImportError) as error:
+        return _first_line(error)
+
+
+def _measure_task(
+    case: Case,
+    task: str,
+    options: Options,
+    ceilings: Ceilings | None,
+    built: dict[str, Contestant | str],
+    seconds: dict[str, float],
+) -> list[Row]:
+    rows: dict[str, Row] = {}
+    ready: dict[str, _Ready] = {}
+    for name, contestant in built.items():
+        row = rows[name] = _empty_row(case, task, name, options)
+        if isinstance(contestant, str):
+            row |= {"status": "absent", "reason": contestant}
+            continue
+        try:
+            ready[name] = _prepare(case, task, contestant, options, row)
+            row["setup_seconds"] += seconds[name]
+        except NotImplementedError as error:
+            row |= {"status": "absent", "reason": _first_line(error)}
+        except Refusal as error:
+            row |= {"status": "refused", "reason": str(error)}
+        except Exception as error:  # a rival's own failure must not end the run
+            row |= {"status": "refused", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+    if ready:
+        _time(case, task, ready, options, ceilings)
+    return list(rows.values())
+
+
+def _empty_row(case: Case, task: str, name: str, options: Options) -> Row:
+    return {
+        "family": case.family,
+        "case": case.name,
+        "task": task,
+        "contestant": name,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "device": options.device,
+        "threads": options.threads,
+        "rows": case.rows,
+        "sizes": dict(case.sizes),
+        "group": case.group,
+        "x": case.x,
+        "baseline": case.baseline,
+    }
+
+
+def _prepare(
+    case: Case, task: str, contestant: Contestant, options: Options, row: Row
+) -> _Ready:
+    """Checks a contestant, calls it for the first time at full size, measures its memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of compilers, about what they could do better
+        start = time.perf_counter()
+        row |= check(case, task, contestant, options.device)
+        inputs = _adapted(case, contestant, case.rows, options.device, gradients=task != "forward")
+        gradient = _gradient(contestant, inputs) if task != "forward" else None
+        call = partial(TASKS[task], contestant.call, inputs, gradient, case.forces)
+        call()
+        settle(options.device)
+        row["setup_seconds"] = time.perf_counter() - start
+        row["peak_bytes"] = peak_bytes(call, options.device) if options.memory else None
+        row |= {
+            "paths": contestant.paths,
+            "expressivity": contestant.expressivity,
+            "about": contestant.about,
+        }
+        row["outputs"] = _num_outputs(contestant, inputs)
+        return _Ready(call, row, _warm_up(call, options.device))
+
+
+def check(case: Case, task: str, contestant: Contestant, device: str = "cpu") -> Row:
+    """Holds a contestant against its definition in float64.
+
+    Returns:
+        The relative error, its tolerance and the number of rows it was found on.
+
+    Raises:
+        Refusal: The result is empty or vanishes, or an error is too large.
+    """
+    num_rows = min(case.rows, case.check_rows)
+    inputs = _adapted(case, contestant, num_rows, device, gradients=task != "forward")
+    exact = inputs.to(torch.float64, device, gradients=task != "forward")
+    with torch.no_grad():
+        out = contestant.definition(exact.tensors, exact.place)
+    if out.numel() == 0 or not bool(out.any()):
+        raise Refusal(
+            f"the result is empty: {tuple(out.shape)} numbers, none of them other than zero; "
+            "there is nothing to time"
+        )
+    generator = torch.Generator(device=device).manual_seed(1)
+    gradient = torch.randn(out.shape, generator=generator, dtype=case.dtype, device=device)
+    got = TASKS[task](contestant.call, inputs, gradient, case.forces)
+    expected = TASKS[task](contestant.definition, exact, gradient.double(), case.forces)
+    error = max(_error(a, b) for a, b in zip(got, expected, strict=True))
+    limit = tolerance(case, task)
+    if not error <= limit:  # NaN as well
+        raise Refusal(f"error {error:.1e} against the float64 definition, at most {limit:.0e}")
+    return {"error": error, "tolerance": limit, "checked_rows": num_rows}
+
+
+def _error(value: Tensor, reference: Tensor) -> float:
+    """Largest difference over the largest reference."""
+    if value.shape != reference.shape:
+        raise Refusal(f"shape {tuple(value.shape)}, by definition {tuple(reference.shape)}")
+    if reference.numel() == 0:
+        return 0.0
+    reference = reference.detach()
+    scale = float(reference.abs().max())
+    return float((value.detach().double() - reference).abs().max()) / (scale or 1.0)
+
+
+def _adapted(
+    case: Case, contestant: Contestant, rows: int, device: str, *, gradients: bool
+) -> Inputs:
+    """A contestant's own operands, in the case's dtype."""
+    inputs = case.inputs(rows)
+    place = inputs.place.to(device) if hasattr(inputs.place, "to") else inputs.place
+    return Inputs(contestant.adapt(inputs.tensors), place).to(
+        case.dtype, device, gradients=gradients
+    )
+
+
+def _gradient(contestant: Contestant, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        out = contestant.call(inputs.tensors, inputs.place)
+    return torch.randn(out.shape, dtype=out.dtype, device=out.device)
+
+
+def _num_outputs(contestant: Contestant, inputs: Inputs) -> int:
+    with torch.no_grad():
+        return contestant.call(inputs.tensors, inputs.place).numel()
+
+
+def _warm_up(call: Callable[[], object], device: str, most: int = 10) -> float:
+    """Calls until the time no longer falls; returns the last time."""
+    last = float("inf")
+    for _ in range(most):
+        settle(device)
+        start = time.perf_counter()
+        call()
+        settle(device)
+        seconds = time.perf_counter() - start
+        if seconds > last / 1.3:
+            break
+        last = seconds
+    return min(seconds, last)
+
+
+def _time(
+    case: Case,
+    task: str,
+    ready: dict[str, _Ready],
+    options: Options,
+    ceilings: Ceilings | None,
+) -> None:
+    """Fills in the rows of the contestants that are ready."""
+    total = sum(max(one.estimate, 2e-3) for one in ready.values())
+    rounds = min(max(int(options.seconds / total), options.min_rounds), options.max_rounds)
+    inner = {name: min(max(int(2e-3 / one.estimate), 1), 100) for name, one in ready.items()}
+    calls = {name: one.call for name, one in ready.items()}
+
+    def sample() -> dict[str, Samples]:
+        return alternate(
+            calls, repetitions=rounds, warmup=1, device=options.device, inner=inner
+        )
+
+    samples = sample()
+    if any(is_late_setup(s.wall) for s in samples.values()):
+        samples = sample()
+    base = samples.get(case.baseline)
+    for name, one in ready.items():
+        if is_late_setup(samples[name].wall):
+            one.row |= {
+                "status": "refused",
+                "reason": "the first timed call took more than "
+                f"{LATE_SETUP:g} times the median: something was still being set up",
+            }
+            continue
+        one.row |= {"status": "measured", "reason": ""} | samples[name].summary()
+        if base is not None:
+            one.row["ratio"] = {
+                clock: _ratio(getattr(base, clock), getattr(samples[name], clock))
+                for clock in ("wall", "cpu")
+            }
+        _derive(case, task, one.row, options, ceilings)
+
+
+def is_late_setup(samples: Sequence[float]) -> bool:
+    """Whether the first sample is far above all that follow."""
+    return len(samples) > 1 and samples[0] > LATE_SETUP * max(samples[1:])
+
+
+def _ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles over the rounds of the baseline's time over the contestant's own."""
+    ratios = [b / o for b, o in zip(base, own, strict=True) if o > 0]
+    if len(ratios) < 2:
+        return {}
+    first, median, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"median": median, "first": first, "third": third}
+
+
+def _derive(
+    case: Case, task: str, row: Row, options: Options, ceilings: Ceilings | None
+) -> None:
+    """What follows from the median and the problem."""
+    median = row["wall"]["median"]
+    row["seconds_per_output"] = median / row["outputs"]
+    if row["expressivity"]:
+        row["seconds_per_dimension"] = median / row["expressivity"]
+    if case.work is not None:
+        work = case.work(task)
+        row |= {"flops": work.flops, "bytes": work.numbers * case.dtype.itemsize}
+        if ceilings is not None:
+            row["roofline"] = ceilings.seconds(work, case.dtype) / median
+    bar = case.bars.get((task, row["contestant"], options.threads))
+    if bar is not None:
+        row["bar"] = bar
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
