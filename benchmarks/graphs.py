@@ -1,10 +1,10 @@
 """The graphs that the benchmarks run on, made on the spot: no downloads.
 
-    diamond      1000 atoms, 158 neighbours within 6 Å: 158,000 edges, as OpenEquivariance's carbon
-    water        boxes of water at liquid density, 192 to 1536 atoms, 5 Å
-    threebpa     five frames of 3BPA, 5 Å
-    iron         54 atoms of bcc iron, 5 Å: small systems, where calls cost more than work
-    sparse       20,000 nodes with 6 neighbours each
+diamond      1000 atoms, 158 neighbours within 6 Å: 158,000 edges, as OpenEquivariance's carbon
+water        boxes of water at liquid density, 192 to 1536 atoms, 5 Å
+threebpa     five frames of 3BPA, 5 Å
+iron         54 atoms of bcc iron, 5 Å: small systems, where calls cost more than work
+sparse       20,000 nodes with 6 neighbours each
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def _problem(product: Product) -> TensorProductProblem:
     if product.order == "channelwise":
         return problem
     # The loops over the blocks of x1, of x2 and over the results, before the sort by result.
-    created: list[Any] = sorted(problem.instructions, key=lambda i: (i[0], i[1], _degree(problem, i)))
+    created: list[Any] = sorted(
+        problem.instructions, key=lambda i: (i[0], i[1], _degree(problem, i))
+    )
     return TensorProductProblem.from_instructions(
         problem.irreps_in1, problem.irreps_in2, problem.irreps_out, created
     )
@@ -73,9 +75,7 @@ def _degree(problem: TensorProductProblem, instruction: tuple[Any, ...]) -> int:
 def harmonics(lmax: int, parity: str = "natural", channels: int = 1) -> str:
     """Irreps of degrees 0 to lmax, e.g. 1x0e+1x1o+1x2e; parity "natural", "e" or "both"."""
     letters = {"natural": None, "e": "e", "both": "eo"}[parity]
-    return "+".join(
-        f"{channels}x{l}{p}" for l in range(lmax + 1) for p in (letters or "eo"[l % 2])
-    )
+    return "+".join(f"{channels}x{l}{p}" for l in range(lmax + 1) for p in (letters or "eo"[l % 2]))
 
 
 def _channelwise(source: str, **products: tuple[str, str, str]) -> list[Product]:
@@ -107,7 +107,16 @@ def _openequivariance() -> list[Product]:
         "nequip-oam-l-main-layers": (nequix, y3, y3),
         "nequip-oam-l-last-layer": (nequix, y3, "0e"),
     }
-    degrees = ((1, 1, 1), (2, 1, 2), (3, 3, 3), (5, 5, 3), (5, 3, 5), (6, 3, 6), (7, 4, 7), (7, 7, 7))
+    degrees = (
+        (1, 1, 1),
+        (2, 1, 2),
+        (3, 3, 3),
+        (5, 5, 3),
+        (5, 3, 5),
+        (6, 3, 6),
+        (7, 4, 7),
+        (7, 7, 7),
+    )
     roofline = {
         f"roofline[{n}]": (f"128x{l1}e", f"1x{l2}e", f"128x{l3}e")
         for n, (l1, l2, l3) in enumerate(degrees, 1)
@@ -151,9 +160,7 @@ def _flashtp_nequip() -> list[Product]:
     """`4_32_L_p_sc`: four layers, 32 channels, degrees up to L, parities that grow by layer."""
     products = []
     for lmax in range(1, 6):
-        even, odd = (
-            [f"32x{l}{p}" for l in range(1, lmax + 1)] for p in "eo"
-        )
+        even, odd = ([f"32x{l}{p}" for l in range(1, lmax + 1)] for p in "eo")
         natural_even, natural_odd = even[1::2], odd[::2]
         layers = (
             ["32x0e"],
@@ -179,7 +186,9 @@ def _sevennet() -> list[Product]:
     """SevenNet's models as FlashTP runs them: the first layer, three alike, and the last."""
     products = []
     for name, lmax in (("sevennet-0", 2), ("sevennet-l3i5", 3)):
-        features = "+".join(f"{c}x{l}e" for l, c in zip(range(lmax + 1), (128, 64, 32, 32)))
+        features = "+".join(
+            f"{c}x{l}e" for l, c in zip(range(lmax + 1), (128, 64, 32, 32), strict=False)
+        )
         y = harmonics(lmax, "e")
         layers = (("128x0e", y), (features, y), (features, y), (features, y), (features, "0e"))
         products += [

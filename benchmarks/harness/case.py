@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eqtp.graph import Graph
+
 __all__ = ["TASKS", "Case", "Contestant", "Function", "Inputs", "Task", "Work", "tolerance"]
 
 Tensors = Mapping[str, Tensor]
@@ -38,13 +40,13 @@ class Inputs:
     tensors: dict[str, Tensor]
     place: Any = None
 
-    def to(self, dtype: torch.dtype, device: str, *, gradients: bool) -> Inputs:
-        """Fresh leaves in a dtype on a device."""
+    def to(self, dtype: torch.dtype, device: str, *, gradients: bool = False) -> Inputs:
+        """Leaves in a dtype on a device; memory is shared where nothing changes."""
         tensors = {
-            name: tensor.detach().to(device=device, dtype=dtype).clone().requires_grad_(gradients)
+            name: tensor.detach().to(device=device, dtype=dtype).detach().requires_grad_(gradients)
             for name, tensor in self.tensors.items()
         }
-        return Inputs(tensors, self.place)
+        return Inputs(tensors, _on_device(self.place, device))
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Case:
     Attributes:
         family: Name of the family.
         name: Unique name within the family.
-        make: (rows, generator) -> float64 operands for so many rows.
+        make: (rows, generator) -> operands for so many rows, in `dtype`, on the CPU.
         rows: Rows (edges, nodes) that are timed.
         check_rows: Rows on which contestants are held against the definition.
         contestants: By name; made when the case is measured. One that cannot serve raises
@@ -126,6 +128,13 @@ class Case:
     def inputs(self, rows: int) -> Inputs:
         """Operands for so many rows, the same on every call."""
         return self.make(rows, torch.Generator().manual_seed(0))
+
+
+def _on_device(place: Any, device: str) -> Any:
+    if isinstance(place, Graph) and place.device.type != torch.device(device).type:
+        ends = place.edge_src.to(device), place.edge_dst.to(device)
+        return Graph(*ends, place.num_src, place.num_dst)
+    return place.to(device) if isinstance(place, Tensor) else place
 
 
 Results = tuple[Tensor, ...]

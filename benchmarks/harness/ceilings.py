@@ -123,9 +123,7 @@ def _multiply_add_rate(dtype: torch.dtype, threads: int, repetitions: int) -> fl
     sums = torch.full((2 + threads,), 0.5, dtype=dtype)
     library, rounds = load_library(_source(dtype)), 5_000_000
     per_round = library.multiply_add(1, *_pointers(sums), 1)
-    seconds = _fastest(
-        lambda: library.multiply_add(rounds, *_pointers(sums), threads), repetitions
-    )
+    seconds = _fastest(lambda: library.multiply_add(rounds, *_pointers(sums), threads), repetitions)
     return float(rounds * per_round * threads / seconds)
 
 

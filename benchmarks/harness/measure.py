@@ -29,7 +29,9 @@ __all__ = ["Options", "Refusal", "Row", "measure"]
 Row = dict[str, Any]
 """One line of a report; see `benchmarks/README.md` for the fields."""
 
-LATE_SETUP = 5.0  # a first sample of so many medians is a call that set something up
+LATE_SETUP, LATE_SECONDS = 5.0, 0.02
+"""A first sample of so many times the largest of the others, and so much longer, set something up:
+compilers take tens of milliseconds at least, and shorter hiccups are the machine's."""
 
 
 class Refusal(Exception):
@@ -84,6 +86,7 @@ def measure(case: Case, options: Options, ceilings: Ceilings | None = None) -> I
         for name, make in case.contestants.items()
         if not options.only or name == case.baseline or any(part in name for part in options.only)
     }
+    full = case.inputs(case.rows).to(case.dtype, options.device)
     built: dict[str, Contestant | str] = {}
     seconds: dict[str, float] = {}
     for name, make in wanted.items():
@@ -91,7 +94,7 @@ def measure(case: Case, options: Options, ceilings: Ceilings | None = None) -> I
         built[name] = _build(make)
         seconds[name] = time.perf_counter() - start
     for task in case.tasks:
-        yield _measure_task(case, task, options, ceilings, built, seconds)
+        yield _measure_task(case, task, full, options, ceilings, built, seconds)
 
 
 def _build(make: Callable[[], Contestant]) -> Contestant | str:
@@ -105,6 +108,7 @@ def _build(make: Callable[[], Contestant]) -> Contestant | str:
 def _measure_task(
     case: Case,
     task: str,
+    full: Inputs,
     options: Options,
     ceilings: Ceilings | None,
     built: dict[str, Contestant | str],
@@ -118,7 +122,7 @@ def _measure_task(
             row |= {"status": "absent", "reason": contestant}
             continue
         try:
-            ready[name] = _prepare(case, task, contestant, options, row)
+            ready[name] = _prepare(case, task, full, contestant, options, row)
             row["setup_seconds"] += seconds[name]
         except NotImplementedError as error:
             row |= {"status": "absent", "reason": _first_line(error)}
@@ -149,14 +153,14 @@ def _empty_row(case: Case, task: str, name: str, options: Options) -> Row:
 
 
 def _prepare(
-    case: Case, task: str, contestant: Contestant, options: Options, row: Row
+    case: Case, task: str, full: Inputs, contestant: Contestant, options: Options, row: Row
 ) -> _Ready:
     """Checks a contestant, calls it for the first time at full size, measures its memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of compilers, about what they could do better
         start = time.perf_counter()
         row |= check(case, task, contestant, options.device)
-        inputs = _adapted(case, contestant, case.rows, options.device, gradients=task != "forward")
+        inputs = _adapted(case, contestant, full, options.device, task)
         gradient = _gradient(contestant, inputs) if task != "forward" else None
         call = partial(TASKS[task], contestant.call, inputs, gradient, case.forces)
         call()
@@ -182,7 +186,8 @@ def check(case: Case, task: str, contestant: Contestant, device: str = "cpu") ->
         Refusal: The result is empty or vanishes, or an error is too large.
     """
     num_rows = min(case.rows, case.check_rows)
-    inputs = _adapted(case, contestant, num_rows, device, gradients=task != "forward")
+    given = case.inputs(num_rows).to(case.dtype, device)
+    inputs = _adapted(case, contestant, given, device, task)
     exact = inputs.to(torch.float64, device, gradients=task != "forward")
     with torch.no_grad():
         out = contestant.definition(exact.tensors, exact.place)
@@ -213,15 +218,10 @@ def _error(value: Tensor, reference: Tensor) -> float:
     return float((value.detach().double() - reference).abs().max()) / (scale or 1.0)
 
 
-def _adapted(
-    case: Case, contestant: Contestant, rows: int, device: str, *, gradients: bool
-) -> Inputs:
-    """A contestant's own operands, in the case's dtype."""
-    inputs = case.inputs(rows)
-    place = inputs.place.to(device) if hasattr(inputs.place, "to") else inputs.place
-    return Inputs(contestant.adapt(inputs.tensors), place).to(
-        case.dtype, device, gradients=gradients
-    )
+def _adapted(case: Case, contestant: Contestant, inputs: Inputs, device: str, task: str) -> Inputs:
+    """A contestant's own operands."""
+    own = Inputs(contestant.adapt(inputs.tensors), inputs.place)
+    return own.to(case.dtype, device, gradients=task != "forward")
 
 
 def _gradient(contestant: Contestant, inputs: Inputs) -> Tensor:
@@ -264,20 +264,18 @@ def _time(
     calls = {name: one.call for name, one in ready.items()}
 
     def sample() -> dict[str, Samples]:
-        return alternate(
-            calls, repetitions=rounds, warmup=1, device=options.device, inner=inner
-        )
+        return alternate(calls, repetitions=rounds, warmup=1, device=options.device, inner=inner)
 
     samples = sample()
-    if any(is_late_setup(s.wall) for s in samples.values()):
+    if any(is_late_setup(s.wall, inner[name]) for name, s in samples.items()):
         samples = sample()
     base = samples.get(case.baseline)
     for name, one in ready.items():
-        if is_late_setup(samples[name].wall):
+        if is_late_setup(samples[name].wall, inner[name]):
             one.row |= {
                 "status": "refused",
                 "reason": "the first timed call took more than "
-                f"{LATE_SETUP:g} times the median: something was still being set up",
+                f"{LATE_SETUP:g} times the others: something was still being set up",
             }
             continue
         one.row |= {"status": "measured", "reason": ""} | samples[name].summary()
@@ -289,9 +287,10 @@ def _time(
         _derive(case, task, one.row, options, ceilings)
 
 
-def is_late_setup(samples: Sequence[float]) -> bool:
-    """Whether the first sample is far above all that follow."""
-    return len(samples) > 1 and samples[0] > LATE_SETUP * max(samples[1:])
+def is_late_setup(samples: Sequence[float], inner: int) -> bool:
+    """Whether the first sample, of `inner` calls, is far above all that follow."""
+    first, others = samples[0], max(samples[1:])
+    return first > LATE_SETUP * others and (first - others) * inner > LATE_SECONDS
 
 
 def _ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
@@ -303,9 +302,7 @@ def _ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
     return {"median": median, "first": first, "third": third}
 
 
-def _derive(
-    case: Case, task: str, row: Row, options: Options, ceilings: Ceilings | None
-) -> None:
+def _derive(case: Case, task: str, row: Row, options: Options, ceilings: Ceilings | None) -> None:
     """What follows from the median and the problem."""
     median = row["wall"]["median"]
     row["seconds_per_output"] = median / row["outputs"]

@@ -1,0 +1,157 @@
+"""Runs families: a process for each family, dtype and number of threads; table, JSON and report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqtp.benchmarks.harness.ceilings import measure_ceilings
+from eqtp.benchmarks.harness.family import Choice, Family
+from eqtp.benchmarks.harness.measure import Options, measure
+from eqtp.benchmarks.harness.providers import versions
+from eqtp.benchmarks.harness.table import summary, table
+from eqtp.benchmarks.timing import machine, results_folder, worker, write_json
+
+__all__ = ["FAMILIES", "add_arguments", "main", "run_families"]
+
+MODULE = "eqtp.benchmarks.harness.run"
+FAMILIES = {
+    "products": "SISO, SIMO, MIMO over L: every method, expressivity beside time",
+    "channelwise": "the products of MACE, NequIP, SevenNet and others, row by row; the bars",
+    "fully_connected": "the products of DiffDock, e3tools and tetris",
+    "convolution": "message passing on crystals, water and molecules",
+    "symmetric_contraction": "the many-body products of MACE",
+    "gaunt": "products on the sphere beside Clebsch-Gordan, even and odd paths",
+    "so2": "convolutions in the frames of the edges beside Clebsch-Gordan",
+    "matrix": "products of 3 x 3 and larger matrices beside Clebsch-Gordan",
+    "spherical_harmonics": "values and derivatives up to degree 11",
+    "models": "energies, forces and training steps of MACE, TensorNet and ESCN",
+}
+"""Modules of `eqtp.benchmarks`, and what they measure."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every family."""
+    parser.add_argument("--quick", action="store_true", help="a few small cases: minutes in all")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "float64"])
+    parser.add_argument("--seconds", type=float, help="timed rounds of one task of a case")
+    parser.add_argument("--only", nargs="+", default=[], help="parts of contestants' names")
+    parser.add_argument("--cases", nargs="+", default=[], help="parts of cases' names")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile takes part: slow")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="of the table")
+    parser.add_argument("--output", type=Path, help="the JSON file; the report stands beside it")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--family", choices=FAMILIES, help=argparse.SUPPRESS)
+
+
+def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
+    """Measures families one after the other; returns 1 where a family ended in an error."""
+    name = families[0] if len(families) == 1 else "suite"
+    default = results_folder() / f"{name}{'-quick' if args.quick else ''}.json"
+    output: Path = args.output or default
+    threads = args.threads or ([1] if args.quick else sorted({1, torch.get_num_threads()}))
+    if args.device != "cpu":
+        threads = threads[:1]
+    record: dict[str, Any] = {
+        "machine": machine() | {"device": _device_name(args.device)},
+        "providers": versions(),
+        "quick": args.quick,
+        "clock": args.clock,
+        "ceilings": {},
+        "failed": {},
+        "rows": [],
+    }
+    start = time.perf_counter()
+    for family in families:
+        for number in threads:
+            for dtype in args.dtype:
+                _run_one(family, number, dtype, args, record)
+                record["seconds"] = time.perf_counter() - start
+                write_json(output, record)
+    from eqtp.benchmarks.harness.report import write_report
+
+    page = output.with_suffix(".html")
+    write_report(page, record)
+    print(summary(record))
+    print(f"written: {output}\n         {page}")
+    return 1 if record["failed"] else 0
+
+
+def _run_one(
+    family: str, threads: int, dtype: str, args: argparse.Namespace, record: dict[str, Any]
+) -> None:
+    """Adds what a process of its own measures to the record, and prints its table."""
+    options: list[object] = ["--family", family, "--dtype", dtype, "--device", args.device]
+    for name in ("quick", "compiled"):
+        options += [f"--{name}"] * getattr(args, name)
+    for name in ("only", "cases"):
+        options += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
+    if args.seconds is not None:
+        options += ["--seconds", args.seconds]
+    try:
+        answer = worker(MODULE, threads, *options)
+    except subprocess.CalledProcessError as error:
+        record["failed"][f"{family}, {threads} threads, {dtype}"] = str(error)
+        return
+    record["ceilings"][str(threads)] = answer["ceilings"]
+    record["rows"] += answer["rows"]
+    print(table(answer["rows"], args.clock), flush=True)
+
+
+def _device_name(device: str) -> str:
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def measure_family(args: argparse.Namespace) -> dict[str, Any]:
+    """The rows of a family in this process, with a progress bar."""
+    from tqdm import tqdm
+
+    threads, dtype = args.threads[0], getattr(torch, args.dtype[0])
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)  # some rivals read it
+    torch.set_float32_matmul_precision("highest")
+    family: Family = importlib.import_module(f"eqtp.benchmarks.{args.family}")
+    choice = Choice(args.quick, dtype, args.compiled)
+    seconds = args.seconds or (0.3 if args.quick else 5.0)
+    options = Options(
+        device=args.device,
+        threads=threads,
+        seconds=seconds,
+        min_rounds=3 if args.quick else 7,
+        max_rounds=10 if args.quick else 30,
+        only=args.only,
+    )
+    cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]
+    ceilings = measure_ceilings(args.device, threads)
+    rows = []
+    for case in (bar := tqdm(cases, desc=f"{args.family}, {threads} thread(s)", leave=False)):
+        bar.set_postfix_str(case.name)
+        for found in measure(case, options, ceilings):
+            rows += found
+    return {"ceilings": ceilings.as_dict(), "rows": rows}
+
+
+def _wanted(name: str, parts: Sequence[str]) -> bool:
+    return not parts or any(part in name for part in parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the processes that measure."""
+    parser = argparse.ArgumentParser(prog="eqtp bench")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    write_json(args.worker, measure_family(args))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

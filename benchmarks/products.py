@@ -1,0 +1,122 @@
+"""Products of two features of degrees up to L: every method, expressivity beside time.
+
+The three settings of Xie et al., "The Price of Freedom", arXiv:2506.13523:
+
+    SISO    l x l -> l             one path; labelled without parity, so that no l is empty
+    SIMO    l x l -> 0 ... 2l
+    MIMO    0 ... L x 0 ... L -> 0 ... 2L
+
+"natural" MIMO is labelled 0e, 1o, 2e, ..., which forbids paths of odd l1 + l2 + l3; "all" has every
+triangle. "collapsed" adds the paths of one l3 up, so that all methods give results of one form;
+"separate" keeps a block for every path, which Clebsch-Gordan products alone can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from eqtp.benchmarks.contestants import Make, e3nn, eqtp_product
+from eqtp.benchmarks.harness.case import Case
+from eqtp.benchmarks.harness.family import Choice, product_case
+from eqtp.benchmarks.problems import harmonics
+from eqtp.irreps import Irreps
+from eqtp.problem import TensorProductProblem
+
+__all__ = ["SETTINGS", "cases", "methods", "product"]
+
+SETTINGS = ("SISO", "SIMO", "MIMO natural", "MIMO all", "MIMO all, separate")
+
+MAX_MAP_DEGREE = 4
+"""L up to which the dimension of the bilinear maps is found, by the rank of a Jacobian."""
+
+
+def cases(choice: Choice) -> Iterator[Case]:
+    """L = 1 ... 10 with one channel on 10,000 rows, as in the paper, and channels at L = 2."""
+    degrees = (1, 2, 3) if choice.quick else range(1, 11)
+    rows = 2_000 if choice.quick else 10_000
+    tasks = ("forward",) if choice.quick else ("forward", "backward", "double backward")
+    for setting in SETTINGS:
+        for degree in degrees:
+            yield _case(setting, degree, 1, rows, tasks, choice)
+    for channels in (16,) if choice.quick else (4, 16, 64, 256):
+        for degree in (2,) if choice.quick else (2, 4):
+            few = max(64, rows // channels)
+            yield _case("MIMO natural", degree, channels, few, tasks, choice)
+
+
+def _case(setting: str, degree: int, channels: int, rows: int, tasks: Any, choice: Choice) -> Case:
+    problem = product(setting, degree, channels)
+    separate = setting.endswith("separate")
+    at_two = "" if channels == 1 else f", {channels} channels"
+    return product_case(
+        "products",
+        f"{setting}, L = {degree}{at_two}",
+        problem,
+        methods(problem, cg_only=separate, bilinear_map=degree <= MAX_MAP_DEGREE and channels == 1),
+        baseline="eqtp cg",
+        rows=rows,
+        shared_weights=True,
+        dtype=choice.dtype,
+        tasks=tasks,
+        forces=("x1",),
+        sizes={"setting": setting, "L": degree, "channels": channels},
+        group=setting if channels == 1 else f"{setting}, L = {degree}, channels",
+        x="L" if channels == 1 else "channels",
+    )
+
+
+def product(setting: str, degree: int, channels: int = 1) -> TensorProductProblem:
+    """A problem of `SETTINGS`, channel by channel ("uuu").
+
+    Raises:
+        ValueError: The product has no path: there is nothing to measure.
+
+    Example:
+        >>> len(product("MIMO natural", 2).paths), len(product("MIMO all", 2).paths)
+        (14, 19)
+    """
+    parity = "natural" if setting == "MIMO natural" else "e"
+    if setting in ("SISO", "SIMO"):
+        in1 = f"{channels}x{degree}e"
+        out = in1 if setting == "SISO" else harmonics(2 * degree, "e", channels)
+    else:
+        in1, out = (harmonics(l, parity, channels) for l in (degree, 2 * degree))
+    a, b = Irreps(in1), Irreps(out)
+    paths = [
+        (i, j, k)
+        for i, (_, first) in enumerate(a)
+        for j, (_, second) in enumerate(a)
+        for k, (_, third) in enumerate(b)
+        if third in first * second
+    ]
+    if not paths:
+        raise ValueError(f"{setting} of degree {degree} has no path: nothing would be measured")
+    if setting.endswith("separate"):
+        out = "+".join(f"{channels}x{b[k].ir}" for _, _, k in paths)
+        paths = [(i, j, number) for number, (i, j, _) in enumerate(paths)]
+    return TensorProductProblem.from_instructions(
+        in1, in1, out, [(i, j, k, "uuu", True) for i, j, k in paths]
+    )
+
+
+def methods(
+    problem: TensorProductProblem, *, cg_only: bool = False, bilinear_map: bool = False
+) -> dict[str, Make]:
+    """Every method of eqtp's TensorProduct, and e3nn."""
+
+    def ours(**options: Any) -> Make:
+        return eqtp_product(problem, bilinear_map=bilinear_map, **options)
+
+    found = {
+        "eqtp cg": ours(),
+        "eqtp cg torch": ours(backend="torch"),
+        "eqtp cg dense": ours(backend="reference"),
+        "e3nn": e3nn(problem),
+    }
+    if not cg_only:
+        for evaluation in ("direct", "grid", "fourier"):
+            found[f"eqtp gaunt {evaluation}"] = ours(method="gaunt", evaluation=evaluation)
+        found["eqtp gaunt_full"] = ours(method="gaunt_full")
+        found["eqtp matrix"] = ours(method="matrix")
+    return found

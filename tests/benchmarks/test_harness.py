@@ -1,0 +1,300 @@
+"""The harness: what the published benchmarks got wrong is refused or cannot happen here.
+
+Each test names the flaw (`benchmarks/README.md` lists them with their sources).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
+from eqtp.benchmarks.harness.ceilings import Ceilings
+from eqtp.benchmarks.harness.counting import flops_per_row, product_work
+from eqtp.benchmarks.harness.measure import Options, Row, is_late_setup, measure
+from eqtp.benchmarks.harness.memory import peak_bytes
+from eqtp.benchmarks.products import product
+from eqtp.benchmarks.timing import Samples, alternate
+from eqtp.problem import TensorProductProblem
+
+FAST = Options(seconds=0.01, min_rounds=3, max_rounds=5, memory=False)
+Call = Callable[[Mapping[str, Tensor], Any], Tensor]
+
+
+def outer(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+    return tensors["x1"][:, :, None] * tensors["x2"][:, None, :].square()
+
+
+def case_of(*calls: Call, definition: Call = outer, **changes: Any) -> Case:
+    """A case whose contestants are the definition and some calls, by number."""
+
+    def make(rows: int, generator: torch.Generator) -> Inputs:
+        def normal() -> Tensor:
+            return torch.randn(rows, 3, generator=generator)
+
+        return Inputs({"x1": normal(), "x2": normal()})
+
+    contestants: dict[str, Callable[[], Contestant]] = {
+        "base": partial(Contestant, definition, definition, paths=1)
+    }
+    for number, call in enumerate(calls):
+        contestants[str(number)] = partial(Contestant, call, definition)
+    case = Case("test", "outer", make, 40, contestants, "base", tasks=("forward",), check_rows=7)
+    return replace(case, **changes)
+
+
+def rows_of(case: Case, options: Options = FAST, ceilings: Ceilings | None = None) -> list[Row]:
+    return [row for rows in measure(case, options, ceilings) for row in rows]
+
+
+def row_of(call: Call, **changes: Any) -> Row:
+    return rows_of(case_of(call, **changes))[1]
+
+
+def test_right_contestants_are_measured() -> None:
+    base, row = rows_of(case_of(outer, tasks=("forward", "backward", "double backward")))[:2]
+    assert base["ratio"]["wall"]["median"] == 1
+    assert row["status"] == "measured"
+    assert row["error"] < 1e-6
+    assert row["checked_rows"] == 7
+    assert row["outputs"] == 40 * 9
+    assert len(row["wall"]["samples"]) >= 3
+    assert row["wall"]["quartiles"][0] <= row["wall"]["median"] <= row["wall"]["quartiles"][1]
+    assert row["seconds_per_output"] == row["wall"]["median"] / 360
+
+
+def test_empty_product_is_refused() -> None:
+    """Price of Freedom times products of odd l whose output is empty by parity."""
+
+    def empty(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        return tensors["x1"].new_zeros(len(tensors["x1"]), 0)
+
+    def vanishing(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        return 0 * outer(tensors, place)
+
+    for nothing in (empty, vanishing):
+        rows = rows_of(case_of(nothing, definition=nothing))
+        assert [row["status"] for row in rows] == ["refused"] * 2
+        assert "empty" in rows[0]["reason"]
+        assert all("wall" not in row for row in rows)
+
+
+def test_no_setting_of_the_paper_is_empty_here() -> None:
+    for setting in ("SISO", "SIMO", "MIMO natural", "MIMO all"):
+        for degree in (1, 2, 3):
+            assert product(setting, degree).weight_numel > 0
+
+
+def test_dropped_paths_are_counted() -> None:
+    """Price of Freedom times CG on the paths that its labels allow, without saying so."""
+    counts = [len(product("MIMO natural", degree).paths) for degree in (1, 2, 3, 4)]
+    assert counts == [5, 14, 30, 55]
+    assert [len(product("MIMO all", degree).paths) for degree in (1, 2, 3, 4)] == [6, 19, 44, 85]
+
+
+def test_wrong_result_is_refused() -> None:
+    """There is no accuracy column in Price of Freedom; TF32 errs by 1e-3."""
+    row = row_of(lambda tensors, place: outer(tensors, place) * (1 + 1e-3))
+    assert row["status"] == "refused"
+    assert "float64 definition" in row["reason"]
+
+
+def test_nan_is_refused() -> None:
+    def broken(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        out = outer(tensors, place).clone()
+        out[0, 0, 0] = torch.nan
+        return out
+
+    assert row_of(broken)["status"] == "refused"
+
+
+def test_wrong_gradient_is_refused_though_the_value_is_right() -> None:
+    """OpenEquivariance #211: energies right, forces wrong."""
+
+    def detached(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        return outer(tensors, place) + 0.01 * (tensors["x2"] - tensors["x2"].detach())[:, None]
+
+    rows = rows_of(case_of(detached, tasks=("forward", "backward", "double backward")))
+    assert [row["status"] for row in rows if row["contestant"] == "0"] == [
+        "measured",
+        "refused",
+        "refused",
+    ]
+
+
+def test_wrong_shape_is_refused() -> None:
+    row = row_of(lambda tensors, place: outer(tensors, place).flatten(1))
+    assert row["status"] == "refused"
+    assert "shape" in row["reason"]
+
+
+def test_float32_is_held_to_less_than_tf32_and_float64_to_less_than_float32() -> None:
+    """OpenEquivariance passes gradients at 7.5e-2 to 5e-1, absolute."""
+    for dtype, bound in ((torch.float32, 5e-4), (torch.float64, 1e-9)):
+        case = case_of(dtype=dtype)
+        assert all(tolerance(case, task) < bound for task in ("forward", "double backward"))
+    with pytest.raises(NotImplementedError, match="float32 or float64"):
+        tolerance(case_of(dtype=torch.float16), "forward")
+
+
+def test_lazy_first_call_is_not_in_the_timing() -> None:
+    """The Gaunt paper's means are dominated by TorchScript's compilation on the first call."""
+    compiled: list[bool] = []
+
+    def lazy(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        if not compiled:
+            time.sleep(0.3)
+            compiled.append(True)
+        return outer(tensors, place)
+
+    row = row_of(lazy)
+    assert row["status"] == "measured"
+    assert max(row["wall"]["samples"]) < 0.1
+    assert row["setup_seconds"] > 0.3
+
+
+def test_construction_is_not_in_the_timing() -> None:
+    """The Gaunt paper's many-body notebook builds e3nn's and MACE's modules inside it."""
+
+    def make() -> Contestant:
+        time.sleep(0.3)
+        return Contestant(outer, outer)
+
+    case = case_of()
+    row = rows_of(replace(case, contestants={**case.contestants, "slow": make}))[1]
+    assert max(row["wall"]["samples"]) < 0.1
+    assert row["setup_seconds"] > 0.3
+
+
+def test_setup_that_hits_the_clock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_late_setup([0.5, 0.01, 0.01, 0.02], 1)
+    assert is_late_setup([0.005, 0.0001, 0.0001], 100)
+    assert not is_late_setup([0.02, 0.01, 0.5, 0.01], 1)  # a hiccup, not setting up
+    assert not is_late_setup([0.001, 0.0001, 0.0001], 1)
+    from eqtp.benchmarks.harness import measure as module
+
+    def late(calls: Any, **options: Any) -> Any:
+        samples = alternate(calls, **options)
+        samples["0"].wall[0] = 1.0
+        return samples
+
+    monkeypatch.setattr(module, "alternate", late)
+    base, row = rows_of(case_of(outer))
+    assert base["status"] == "measured"
+    assert row["status"] == "refused"
+    assert "set up" in row["reason"]
+
+
+def test_one_outlier_does_not_move_the_result() -> None:
+    """The Gaunt paper reports means of ten calls whose deviation is three times the mean."""
+    calls = []
+
+    def hiccup(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) % 40 == 0:
+            time.sleep(0.05)
+        return outer(tensors, place)
+
+    row = row_of(hiccup)
+    assert row["wall"]["median"] < 0.01
+
+
+def test_turns_alternate() -> None:
+    """Contestants timed one after the other meet another clock frequency each."""
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    samples = alternate(calls, repetitions=4, warmup=1, inner={"b": 2})
+    assert "".join(order) == "abc" + "abbc" * 4
+    assert all(len(sample.wall) == 4 for sample in samples.values())
+
+
+def test_ratio_is_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the machine slows down threefold, the ratio stays what it is."""
+    from eqtp.benchmarks.harness import measure as module
+
+    def drifting(calls: Any, **options: Any) -> Any:
+        mood = [1.0, 1.5, 2.0, 2.5, 3.0]
+        return {
+            name: Samples([mood_of * own for mood_of in mood], mood)
+            for name, own in {"base": 0.2, "0": 0.1}.items()
+        }
+
+    monkeypatch.setattr(module, "alternate", drifting)
+    ratio = row_of(outer)["ratio"]["wall"]
+    assert ratio == {key: pytest.approx(2.0) for key in ("median", "first", "third")}
+
+
+def test_absent_and_failing_contestants_are_listed() -> None:
+    """cuEquivariance falls back to a slow path with a warning; here absence has a reason."""
+
+    def absent() -> Contestant:
+        raise NotImplementedError("needs a CUDA device\nand more")
+
+    def failing(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        raise RuntimeError("does not support double backward")
+
+    case = case_of(failing)
+    rows = rows_of(replace(case, contestants={**case.contestants, "absent": absent}))
+    assert [row["status"] for row in rows] == ["measured", "refused", "absent"]
+    assert "double backward" in rows[1]["reason"]
+    assert rows[2]["reason"] == "needs a CUDA device"
+
+
+def test_sizes_are_those_of_the_operands() -> None:
+    """OpenEquivariance ignores the batch size that it is given in double backward."""
+    seen = []
+
+    def spy(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        seen.append(len(tensors["x1"]))
+        return outer(tensors, place)
+
+    row = row_of(spy, tasks=("double backward",))
+    assert row["rows"] == 40
+    assert set(seen) == {7, 40}
+
+
+def test_unknown_baseline_or_task_is_an_error() -> None:
+    for changes in ({"baseline": "nobody"}, {"tasks": ("sideways",)}):
+        with pytest.raises(ValueError, match="baseline must be one of"):
+            rows_of(case_of(outer, **changes))
+
+
+def test_only_named_contestants_and_the_baseline() -> None:
+    rows = rows_of(case_of(outer, outer), replace(FAST, only=("1",)))
+    assert [row["contestant"] for row in rows] == ["base", "1"]
+
+
+def test_roofline_is_the_slower_of_traffic_and_arithmetic() -> None:
+    ceilings = Ceilings(100.0, {"float32": 1000.0}, "")
+    assert ceilings.seconds(Work(flops=500, numbers=10), torch.float32) == 0.5
+    assert ceilings.seconds(Work(flops=500, numbers=100), torch.float32) == 4.0
+    row = rows_of(
+        case_of(work=lambda task: Work(0.0, 250.0)), FAST, Ceilings(1e9, {"float32": 1e9}, "")
+    )[0]
+    assert row["roofline"] == pytest.approx(1e-6 / row["wall"]["median"])
+    assert row["bytes"] == 1000
+
+
+def test_counted_flops_by_hand() -> None:
+    """1o x 1o -> 0e of three channels and one: 3 constants; see `flops_per_row`."""
+    problem = TensorProductProblem.from_instructions(
+        "3x1o", "1x1o", "3x0e", [(0, 0, 0, "uvu", True)]
+    )
+    assert flops_per_row(problem) == 2 * 3 + 2 * 3 * 3 + 3
+    work = product_work(problem, "forward", rows_in1=5, rows=10, rows_out=5, shared_weights=True)
+    assert work.flops == 270
+    assert work.numbers == 5 * 9 + 10 * 3 + 3 + 5 * 3
+
+
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    peak = peak_bytes(lambda: torch.ones(1 << 22).sum() + torch.ones(1 << 21).sum())
+    if peak is None:
+        pytest.skip("the kernel does not tell")
+    assert 32e6 < peak < 60e6
