@@ -1,4 +1,12 @@
-"""`eqtp bench [NAME]` and `python -m eqtp.benchmarks [NAME]`: lists or runs the benchmarks."""
+"""`eqtp bench [NAME]` and `python -m eqtp.benchmarks [NAME]`: lists or runs the benchmarks.
+
+eqtp bench products --quick          one family, a few small cases
+eqtp bench --quick                   all families, minutes
+eqtp bench all                       all families, more than an hour
+eqtp bench compare A.json B.json     what became slower from one run to another
+eqtp bench --advise "mace 128x0e+128x1o"
+eqtp bench training_step --help      the special benchmarks have options of their own
+"""
 
 from __future__ import annotations
 
@@ -6,8 +14,11 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-BENCHMARKS = {
-    "channelwise": "the convolution of MACE and NequIP beside e3nn, error beside time",
+from eqtp.benchmarks.harness import advise, compare
+from eqtp.benchmarks.harness.run import FAMILIES, run_families
+from eqtp.benchmarks.harness.run import add_arguments as add_family_arguments
+
+SPECIAL = {
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
     "path_gate": "a MACE whose paths were gated to a share: flops and time of product and step",
     "training_step": "a MACE training step and evaluation beside mace-torch",
@@ -16,22 +27,44 @@ BENCHMARKS = {
     "model_training": "eqtp's models trained on 3BPA for the same CPU time or number of steps",
     "mace_training": "one hour of 3BPA training beside mace-torch, one core each",
 }
+"""Benchmarks with a bar and options of their own."""
+
+COMMANDS = {
+    "all": "every family",
+    "compare": "two runs: what became slower, with its uncertainty",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmark's name and its own options, which the benchmark parses."""
-    parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="without it: list them")
+    """A name with the options that it parses itself; or --quick or --advise alone."""
+    parser.add_argument("--quick", action="store_true", help="all families, a few small cases each")
+    parser.add_argument("--advise", metavar="MODEL", help=advise.HELP)
+    names = {**FAMILIES, **SPECIAL, **COMMANDS}
+    parser.add_argument("name", nargs="?", choices=names, help="without it: list them")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's own options")
 
 
 def run(args: argparse.Namespace) -> int:
     """Lists the benchmarks, or runs the chosen one with its options."""
-    if args.name is None:
-        print("\n".join(f"{name:16}{what}" for name, what in BENCHMARKS.items()))
+    if args.advise is not None:
+        return advise.main([args.advise, *([args.name] if args.name else []), *args.options])
+    name = args.name or ("all" if args.quick else None)
+    if name is None:
+        for title, group in (("families", FAMILIES), ("special", SPECIAL), ("other", COMMANDS)):
+            print(f"{title}:")
+            print("\n".join(f"  {name:24}{what}" for name, what in group.items()))
+        print("\neqtp bench NAME --help shows the options of one; --quick runs all in minutes")
         return 0
-    module = importlib.import_module(f"eqtp.benchmarks.{args.name}")
-    status: int = module.main(args.options)
-    return status
+    if name in SPECIAL:
+        status: int = importlib.import_module(f"eqtp.benchmarks.{name}").main(args.options)
+        return status
+    parser = argparse.ArgumentParser(prog=f"eqtp bench {name}")
+    if name == "compare":
+        compare.add_arguments(parser)
+        return compare.run(parser.parse_args(args.options))
+    add_family_arguments(parser)
+    options = [*["--quick"] * args.quick, *args.options]
+    return run_families(list(FAMILIES) if name == "all" else [name], parser.parse_args(options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

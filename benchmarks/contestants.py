@@ -164,9 +164,13 @@ def plain(problem: TensorProductProblem, *, vectors: bool = False) -> Function:
     return definition
 
 
-def backends(problem: TensorProductProblem, **options: Any) -> dict[str, Make]:
-    """Each backend of eqtp's "cg"."""
-    names: tuple[Backend, ...] = ("cpu", "triton", "torch", "reference")
+def backends(
+    problem: TensorProductProblem, *, plain: bool = False, **options: Any
+) -> dict[str, Make]:
+    """The backends of eqtp's "cg"; `plain`: the slow definition as well."""
+    names: list[Backend] = ["cpu", "triton", "torch"]
+    if plain:
+        names.append("reference")
     return {f"eqtp {name}": eqtp_product(problem, backend=name, **options) for name in names}
 
 

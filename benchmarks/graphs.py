@@ -64,10 +64,10 @@ def edges(name: str) -> Edges:
     """
     if name not in GRAPHS:
         raise ValueError(f"graph must be one of {sorted(GRAPHS)}, got {name!r}")
-    make, r_max = GRAPHS[name]
+    r_max = GRAPHS[name][1]
     from eqtp.models.training.data import from_ase
 
-    data: Any = from_ase(make(), r_max, dtype=torch.float64)
+    data: Any = from_ase(atoms(name), r_max, dtype=torch.float64)
     shift = data.positions[data.edge_dst] - data.positions[data.edge_src] + data.edge_shift
     return Edges(name, Graph(data.edge_src, data.edge_dst, len(data.positions)), shift)
 
@@ -82,6 +82,7 @@ def random_edges(num_edges: int, num_nodes: int) -> Edges:
     return Edges("random", Graph(src, dst, num_nodes), vectors)
 
 
+@cache
 def atoms(name: str) -> Any:
     """The structure behind a graph, as `ase.Atoms` (a list of them for 3BPA)."""
     return GRAPHS[name][0]()

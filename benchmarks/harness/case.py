@@ -95,7 +95,7 @@ class Case:
         rows: Rows (edges, nodes) that are timed.
         check_rows: Rows on which contestants are held against the definition.
         contestants: By name; made when the case is measured. One that cannot serve raises
-            NotImplementedError or ImportError with the reason and is listed as absent.
+            NotImplementedError, ImportError or ValueError with the reason and is listed as absent.
         baseline: The contestant that ratios refer to.
         sizes: What the report shows of the problem: L, channels, edges, paths, ...
         tasks: Names of `TASKS`.

@@ -43,7 +43,7 @@ class Change:
     seconds: tuple[float, float]
 
     def verdict(self, threshold: float) -> str:
-        """"slower", "faster", or "" within the threshold or the noise."""
+        """Slower, faster, or nothing where the change is within the threshold or the noise."""
         change = math.log(self.factor)
         if abs(change) < max(math.log(threshold), 3 * self.error):
             return ""

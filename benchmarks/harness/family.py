@@ -28,11 +28,13 @@ class Choice:
         quick: A few small cases instead of all.
         dtype: Of the operands.
         compiled: Whether torch.compile takes part: minutes of compiling.
+        device: Where the cases will run.
     """
 
     quick: bool = True
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    device: str = "cpu"
 
 
 class Family(Protocol):

@@ -29,9 +29,9 @@ __all__ = ["Options", "Refusal", "Row", "measure"]
 Row = dict[str, Any]
 """One line of a report; see `benchmarks/README.md` for the fields."""
 
-LATE_SETUP, LATE_SECONDS = 5.0, 0.02
+LATE_SETUP, LATE_SECONDS = 5.0, 0.1
 """A first sample of so many times the largest of the others, and so much longer, set something up:
-compilers take tens of milliseconds at least, and shorter hiccups are the machine's."""
+compilers take longer, and on a busy machine a process waits for tens of milliseconds."""
 
 
 class Refusal(Exception):
@@ -98,10 +98,10 @@ def measure(case: Case, options: Options, ceilings: Ceilings | None = None) -> I
 
 
 def _build(make: Callable[[], Contestant]) -> Contestant | str:
-    """The contestant, or why it is absent."""
+    """The contestant, or why it is absent: what it cannot do, it says when it is made."""
     try:
         return make()
-    except (NotImplementedError, ImportError) as error:
+    except (NotImplementedError, ImportError, ValueError) as error:
         return _first_line(error)
 
 

@@ -77,12 +77,9 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
                 _run_one(family, number, dtype, args, record)
                 record["seconds"] = time.perf_counter() - start
                 write_json(output, record)
-    from eqtp.benchmarks.harness.report import write_report
 
-    page = output.with_suffix(".html")
-    write_report(page, record)
     print(summary(record))
-    print(f"written: {output}\n         {page}")
+    print(f"written: {output}")
     return 1 if record["failed"] else 0
 
 
@@ -120,7 +117,7 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_default_dtype(dtype)  # some rivals read it
     torch.set_float32_matmul_precision("highest")
     family: Family = importlib.import_module(f"eqtp.benchmarks.{args.family}")
-    choice = Choice(args.quick, dtype, args.compiled)
+    choice = Choice(args.quick, dtype, args.compiled, args.device)
     seconds = args.seconds or (0.3 if args.quick else 5.0)
     options = Options(
         device=args.device,

@@ -43,8 +43,9 @@ def _line(row: Row, clock: str) -> str:
     low, high = times["quartiles"]
     cells = [
         f"{1e3 * times['median']:.3g} [{1e3 * low:.3g}, {1e3 * high:.3g}]".rjust(28),
-        (f"{ratio['median']:.2f} [{ratio['first']:.2f}, {ratio['third']:.2f}]" if ratio else "-")
-        .rjust(22),
+        (
+            f"{ratio['median']:.2f} [{ratio['first']:.2f}, {ratio['third']:.2f}]" if ratio else "-"
+        ).rjust(22),
         f"{row['error']:9.0e}",
         _cell(row.get("roofline"), "{:.0%}"),
         _cell(_scaled(row.get("peak_bytes"), 1e-6), "{:.3g}"),
