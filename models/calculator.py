@@ -23,7 +23,7 @@ from torch import Tensor
 
 from eqtp.models.io import load
 from eqtp.models.training.neighbors import MIN_DISTANCE, neighbor_list
-from eqtp.models.training.structure import Structure
+from eqtp.models.training.structure import Structure, total_charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -225,6 +225,8 @@ class Calculator(AseCalculator):
         """The graph of `atoms` on the model's device."""
         positions, cell = atoms.positions, atoms.cell.array
         src, dst, shift = self.verlet_list(positions, cell, atoms.pbc)
+        charge = total_charge(atoms)
+        charges = {} if charge is None else {"total_charge": self._tensor(np.array([charge]))}
         return Structure(
             atomic_numbers=self._atomic_numbers,
             positions=self._tensor(positions),
@@ -235,6 +237,7 @@ class Calculator(AseCalculator):
             pbc=torch.from_numpy(atoms.pbc).to(self.device)[None],
             batch=torch.zeros_like(self._atomic_numbers),
             num_nodes=len(atoms),
+            **charges,
         )
 
     def _check(self, atoms: Atoms) -> None:

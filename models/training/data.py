@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from eqtp.models.training.labels import LabelKeys, find_labels
 from eqtp.models.training.neighbors import MIN_DISTANCE, edges
 from eqtp.models.training.reading import read
-from eqtp.models.training.structure import Structure
+from eqtp.models.training.structure import Structure, total_charge
 from eqtp.models.training.targets import TargetLabels, find_targets
 
 __all__ = [
@@ -53,7 +53,9 @@ def from_ase(
     """Makes the graph of one structure, or a batch of several.
 
     Args:
-        atoms: one structure or a list of them; labels are taken along where they are found.
+        atoms: one structure or a list of them; labels are taken along where they are found, and
+            the total charge where `info` has "total_charge" or "charge" (in a list, structures
+            without are neutral where others have it).
         r_max: cutoff of the neighbour list, Å.
         dtype: of positions, shifts, cells, forces and stresses; `torch.get_default_dtype()` by
             default. Edges are found in float64, and energies stay float64 (a total energy of
@@ -118,6 +120,7 @@ class StructureDataset(Dataset[Structure]):
             for i, one in enumerate(atoms)
         ]
         self._check_same_labels()
+        self._complete_charges()
 
     def __len__(self) -> int:
         return len(self._structures)
@@ -137,6 +140,13 @@ class StructureDataset(Dataset[Structure]):
     def atomic_numbers(self) -> list[int]:
         """The elements that occur, ascending."""
         return sorted({z for s in self._structures for z in s.atomic_numbers.tolist()})
+
+    def _complete_charges(self) -> None:
+        """Where some structures have a total charge, the others are neutral."""
+        charged = [one for one in self._structures if "total_charge" in one]
+        for one in self._structures if charged else []:
+            if "total_charge" not in one:
+                one.total_charge = torch.zeros_like(charged[0].total_charge)
 
     def _check_same_labels(self) -> None:
         """Structures of one batch must have the same labels."""
@@ -171,6 +181,9 @@ def _structure(
         batch=torch.zeros(len(atoms), dtype=torch.int64),
         num_nodes=len(atoms),
     )
+    charge = total_charge(atoms)
+    if charge is not None:
+        structure.total_charge = torch.tensor([charge], dtype=dtype)
     labels = find_labels(atoms, keys, where)
     if "energy" in labels:
         structure.energy = torch.tensor([labels["energy"]], dtype=torch.float64)

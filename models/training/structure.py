@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from ase import Atoms
 from torch_geometric.data import Data
+
+CHARGE_KEYS = ("total_charge", "charge")
+"""Where `atoms.info` may hold the total charge."""
+
+
+def total_charge(atoms: Atoms) -> float | None:
+    """The total charge of a structure in elementary charges; None where `atoms.info` has none.
+
+    Raises:
+        ValueError: It is not a finite number.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> hydroxide = molecule("OH")
+        >>> hydroxide.info["charge"] = -1
+        >>> total_charge(hydroxide)
+        -1.0
+    """
+    found = [key for key in CHARGE_KEYS if key in atoms.info]
+    if not found:
+        return None
+    value = atoms.info[found[0]]
+    try:
+        charge = float(value)
+    except (TypeError, ValueError):
+        charge = math.nan
+    if not math.isfinite(charge):
+        raise ValueError(f"info[{found[0]!r}] must be the total charge, a number, got {value!r}")
+    return charge
 
 
 class Structure(Data):  # type: ignore[misc]
@@ -20,6 +51,7 @@ class Structure(Data):  # type: ignore[misc]
         cell: [1, 3, 3], Å, vectors in rows; zero for a molecule.
         pbc: [1, 3] bool.
         batch: [N] int64, the graph an atom belongs to.
+        total_charge: [1], elementary charges (where `atoms.info` has it).
         energy: [1] float64, eV (where labelled).
         forces: [N, 3], eV/Å (where labelled).
         stress: [1, 3, 3], eV/Å^3, dE/dstrain / volume (where labelled).

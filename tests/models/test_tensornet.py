@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
 from torch import Tensor
 
 from eqtp.benchmarks.tensornet_plain import PlainTensorNet
+from eqtp.cli import main
 from eqtp.models import TensorNet, load, save
+from eqtp.models.calculator import Calculator
 from eqtp.models.training.data import from_ase
 from eqtp.so3 import rand_matrix
 
@@ -200,3 +207,61 @@ def test_weight_decay_is_on_the_matrices_maps() -> None:
 def test_bad_hyperparameters_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_the_calculator_takes_the_charge_and_has_the_models_forces() -> None:
+    model, atoms = make(), ethanol()
+    plain = Calculator(model).get_potential_energy(atoms)
+    atoms.info["charge"] = 2
+    atoms.calc = Calculator(model)
+    output = run(model, atoms)
+    assert_close(torch.from_numpy(atoms.get_forces()), output["forces"])
+    assert abs(atoms.get_potential_energy() - float(output["energy"])) < 1e-9
+    assert abs(atoms.get_potential_energy() - plain) > 1e-7
+
+
+def test_dynamics_conserve_the_energy() -> None:
+    """Velocity Verlet without noise: forces are the gradient of the energy along a path."""
+    atoms = ethanol()
+    atoms.calc = Calculator(make(scale=0.3))
+    atoms.set_velocities(0.02 * np.random.default_rng(0).standard_normal((len(atoms), 3)))
+    start = atoms.get_total_energy()
+    dynamics = VelocityVerlet(atoms, timestep=0.25 * fs)
+    kinetic, drift = [], []
+    for _ in range(20):
+        dynamics.run(2)
+        kinetic.append(atoms.get_kinetic_energy())
+        drift.append(abs(atoms.get_total_energy() - start))
+    assert max(drift) < 0.02 * (max(kinetic) - min(kinetic))
+
+
+def test_it_trains_from_a_config(tmp_path: Any) -> None:
+    """`eqtp train`: data with charges, the loop, the error table, a model file that loads."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for index in range(6):
+        atoms = Atoms("OH2", [[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+        atoms.rattle(0.05, rng=rng)
+        results = {"energy": -5.0, "forces": rng.standard_normal((3, 3))}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["charge"] = index % 2
+        frames.append(atoms)
+    write(tmp_path / "frames.xyz", frames)
+    arguments = [
+        "train",
+        "3bpa-tensornet",
+        "data.name=null",
+        f"data.train_file={tmp_path / 'frames.xyz'}",
+        "data.e0s=average",
+        "model.channels=4",
+        "model.num_rbf=4",
+        "training.max_epochs=2",
+        "training.accelerator=cpu",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    assert main(arguments) == 0
+    (path,) = (tmp_path / "run").rglob("model.safetensors")
+    trained = load(path, dtype=torch.float64)
+    assert isinstance(trained, TensorNet)
+    assert trained.hyperparameters["channels"] == 4
+    assert run(trained, frames[0])["energy"].isfinite().all()

@@ -10,6 +10,7 @@ from ase.build import bulk, molecule
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
+from eqtp.models.training.batches import collate
 from eqtp.models.training.data import StructureDataset, from_ase
 from eqtp.models.training.labels import LabelKeys
 
@@ -137,3 +138,20 @@ def test_bad_structures_are_refused_by_number() -> None:
         from_ase(flat, 5.0)
     with pytest.raises(ValueError, match="at least one structure"):
         from_ase([], 5.0)
+
+
+def test_total_charges_are_taken_along_and_default_to_zero() -> None:
+    charged, neutral, other = molecule("OH"), molecule("CH4"), molecule("H2O")
+    charged.info["charge"] = -1
+    other.info["total_charge"] = 2.0
+    assert from_ase(charged, 5.0).total_charge.tolist() == [-1.0]
+    assert "total_charge" not in from_ase(neutral, 5.0)
+    batch = from_ase([neutral, charged, other], 5.0)
+    assert batch.total_charge.tolist() == [0.0, -1.0, 2.0]
+    assert collate(list(StructureDataset([other, neutral], 5.0))).total_charge.tolist() == [
+        2.0,
+        0.0,
+    ]
+    charged.info["charge"] = "minus one"
+    with pytest.raises(ValueError, match=r"info\['charge'\] must be the total charge, a number"):
+        from_ase(charged, 5.0)
