@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqtp.benchmarks.tensornet_plain import PlainTensorNet
 from eqtp.cli import main
@@ -62,7 +62,7 @@ def crystal() -> Atoms:
 
 
 def run(
-    model: TensorNet | PlainTensorNet,
+    model: nn.Module,
     atoms: Atoms | Sequence[Atoms],
     charge: Sequence[float] | None = None,
     **options: bool,
@@ -211,7 +211,8 @@ def test_bad_hyperparameters_are_refused(changes: dict[str, Any], message: str) 
 
 def test_the_calculator_takes_the_charge_and_has_the_models_forces() -> None:
     model, atoms = make(), ethanol()
-    plain = Calculator(model).get_potential_energy(atoms)
+    atoms.calc = Calculator(model)
+    plain = atoms.get_potential_energy()
     atoms.info["charge"] = 2
     atoms.calc = Calculator(model)
     output = run(model, atoms)
