@@ -21,6 +21,7 @@ from ase.data import chemical_symbols
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from eqtp.models.blocks.tensor_heads import parse_targets
 from eqtp.models.io import load
 from eqtp.models.training.neighbors import MIN_DISTANCE, neighbor_list
 from eqtp.models.training.structure import Structure, total_charge
@@ -137,7 +138,8 @@ class Calculator(AseCalculator):
     """A potential for ASE: energy, free energy, forces, stress (periodic) and atomic energies.
 
     Energies and forces are always computed, the stress with them whenever the structure is
-    periodic with a volume, so that one evaluation serves every later question.
+    periodic with a volume, so that one evaluation serves every later question. Tensor targets of
+    the model are properties by their names: `atoms.get_dipole_moment()` asks for one "dipole".
 
     Args:
         path_or_model: A file of `eqtp.models.save`, or a model (it is copied, so that switching
@@ -182,6 +184,8 @@ class Calculator(AseCalculator):
         else:
             model = load(path_or_model, dtype=wanted, device=device)
         self.model = model.eval().requires_grad_(False)
+        self._targets = parse_targets(model.hyperparameters.get("tensor_targets"))
+        self.implemented_properties = [*self.implemented_properties, *self._targets]
         self.device = torch.device(device)
         self.dtype = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
         self.verlet_list = VerletList(float(model.r_max), skin, self.device)
@@ -220,6 +224,8 @@ class Calculator(AseCalculator):
         }
         if periodic:
             self.results["stress"] = _to_numpy(out["stress"][0])[_VOIGT]
+        for name, target in self._targets.items():
+            self.results[name] = _to_numpy(out[name] if target.per == "atom" else out[name][0])
 
     def _structure(self, atoms: Atoms) -> Structure:
         """The graph of `atoms` on the model's device."""

@@ -18,7 +18,8 @@ __all__ = ["RESERVED", "TensorHeads", "TensorTarget", "parse_targets", "with_irr
 
 RESERVED = frozenset(
     (
-        *("energy", "forces", "stress", "virials", "node_energy", "per_atom", "loss", "frames"),
+        *("energy", "forces", "stress", "virials", "node_energy", "per_atom"),
+        *("energies", "free_energy", "loss", "frames"),
         *("atomic_numbers", "positions", "numbers", "cell", "pbc", "batch", "ptr", "num_nodes"),
         *("edge_src", "edge_dst", "edge_shift", "epoch", "step", "seconds", "phase", "lr"),
     )

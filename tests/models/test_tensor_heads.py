@@ -8,8 +8,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.calculator import PropertyNotImplementedError
 from torch import Tensor
 
+import eqtp
 import eqtp.models
 from eqtp.models import MACE
 from eqtp.models.blocks.tensor_heads import parse_targets
@@ -154,3 +156,17 @@ def test_targets_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             parse_targets(targets)
+
+
+def test_the_calculator_has_the_targets_as_properties() -> None:
+    model = make().eval()
+    atoms = molecule("CH3CH2OH")
+    expected = model(from_ase([atoms], 3.5))
+    atoms.calc = eqtp.Calculator(model, device="cpu")
+    dipole = torch.from_numpy(atoms.get_dipole_moment())
+    assert (dipole - expected["dipole"][0]).abs().max() < TOLERANCES["tensor"]
+    spin = torch.from_numpy(atoms.calc.get_property("spin", atoms))
+    assert (spin - expected["spin"]).abs().max() < TOLERANCES["tensor"]
+    atoms.calc = eqtp.Calculator(make(tensor_targets=None), device="cpu")
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_dipole_moment()
