@@ -20,6 +20,7 @@ from eqtp.benchmarks.harness.run import add_arguments as add_family_arguments
 
 SPECIAL = {
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
+    "gaunt_product": "Gaunt products beside the published algorithms and CG, by degree",
     "path_gate": "a MACE whose paths were gated to a share: flops and time of product and step",
     "training_step": "a MACE training step and evaluation beside mace-torch",
     "accelerate": "a mace-torch model before and after eqtp.accelerate",

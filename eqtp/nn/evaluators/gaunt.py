@@ -23,7 +23,7 @@ from torch import Tensor
 from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
 from eqtp.kernels.gaunt_fourier import fourier_product
-from eqtp.kernels.gaunt_grid import config, sphere_product
+from eqtp.kernels.gaunt_grid import cost, sphere_product
 from eqtp.kernels.gaunt_grid import op as grid_op
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout
@@ -134,9 +134,9 @@ class GauntProduct:
         if self.why_not_on_grid is None:
             channels = [self._channels(sector) for sector in self._sectors]
             pairs = list(zip(self._sectors, channels, strict=True))
-            flops["grid"] = sum(config.grid_flops(s.problem, c) for s, c in pairs)
+            flops["grid"] = sum(cost.grid_flops(s.problem, c) for s, c in pairs)
             if not any(sector.odd for sector in self._sectors):
-                flops["fourier"] = sum(config.fourier_flops(s.problem, c) for s, c in pairs)
+                flops["fourier"] = sum(cost.fourier_flops(s.problem, c) for s, c in pairs)
         return flops
 
     def _channels(self, sector: Sector) -> tuple[int, int, int]:
@@ -152,10 +152,13 @@ class GauntProduct:
 
     @cached_property
     def evaluation(self) -> str:
-        """The evaluation that runs: as asked for, or the cheapest by `config.COST`."""
+        """The evaluation that runs: as asked for, or the cheapest by `cost.COST_NS`."""
         if self.requested != "auto":
             return self.requested
-        return min(self.flops, key=lambda name: config.COST[name] * self.flops[name])
+        costs = {name: cost.COST_NS[name] * flops for name, flops in self.flops.items()}
+        if {path.mode for path in self.problem.paths} <= {"uuu", "uuw"}:
+            costs["direct"] = cost.COST_NS["direct, equal channels"] * self.flops["direct"]
+        return min(costs, key=costs.__getitem__)
 
     @cached_property
     def _direct(self) -> ClebschGordan:
