@@ -11,14 +11,20 @@ if __name__ != "eqtp.models":
 from eqtp.models.registry import MODEL_MODULES
 
 if TYPE_CHECKING:
+    from eqtp.models.blocks.path_gates import gate_paths, prune_paths
     from eqtp.models.escn import ESCN
     from eqtp.models.io import load, save
     from eqtp.models.mace import MACE
     from eqtp.models.tensornet import TensorNet
 
-__all__ = ["ESCN", "MACE", "TensorNet", "load", "save"]
+__all__ = ["ESCN", "MACE", "TensorNet", "gate_paths", "load", "prune_paths", "save"]
 
-_MODULES = MODEL_MODULES | {"load": "eqtp.models.io", "save": "eqtp.models.io"}
+_MODULES = MODEL_MODULES | {
+    "gate_paths": "eqtp.models.blocks.path_gates",
+    "load": "eqtp.models.io",
+    "prune_paths": "eqtp.models.blocks.path_gates",
+    "save": "eqtp.models.io",
+}
 
 
 def __getattr__(name: str) -> Any:

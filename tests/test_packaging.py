@@ -34,6 +34,7 @@ models.MACE models.MACE.from_mace models.load models.save models.training.data.f
 TensorProduct.weight_numel TensorProduct.weight_rank TensorProduct.instructions
 TensorProduct.irreps_in1 TensorProduct.irreps_in2 TensorProduct.irreps_out
 TensorProduct.effective_path_weights TensorProduct.explain TensorProduct.prune
+TensorReadout PathGate so3.expand so3.reduce so3.tensor_to_irreps models.prune_paths
 """
 SIGNATURES = {
     "TensorProduct": (
@@ -43,6 +44,10 @@ SIGNATURES = {
     "TensorProduct.forward": "self x1 x2 weight graph radial",
     "SymmetricContraction": "irreps_in irreps_out correlation num_elements method basis",
     "Graph": "edge_src edge_dst num_src num_dst",
+    "TensorReadout": "irreps_in formula traceless",
+    "PathGate": "tp keep",
+    "so3.expand": "x l1 l2",
+    "so3.reduce": "m l1 l2",
     "so3.spherical_harmonics": "lmax vec normalization normalize",
     "models.MACE.forward": "self data compute_forces compute_stress",
     "Calculator": "path_or_model device dtype",

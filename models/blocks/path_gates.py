@@ -137,7 +137,7 @@ def prune_paths(model: AnyModel) -> AnyModel:
         ...              hidden_irreps="4x0e+4x1o", max_ell=2)
         >>> _ = gate_paths(model, keep=0.5)
         >>> prune_paths(model).hyperparameters["paths"]
-        [None, [0, 1, 2, 4]]
+        [None, [0, 1, 2, 5]]
     """
     if not path_gates(model):
         return copy.deepcopy(model)
