@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from eqtp.benchmarks.tensornet_plain import PlainTensorNet
 from eqtp.cli import main
 from eqtp.models import TensorNet, load, save
+from eqtp.models.blocks.matrix_linear import MatrixLinear
 from eqtp.models.calculator import Calculator
 from eqtp.models.training.data import from_ase
-from eqtp.so3 import rand_matrix
+from eqtp.so3 import convert, rand_matrix
 
 TOLERANCES = {
     "definition": 1e-10,  # relative, the bar; 3e-15 measured
@@ -207,6 +208,26 @@ def test_weight_decay_is_on_the_matrices_maps() -> None:
 def test_bad_hyperparameters_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+def test_backends_agree(backend: str) -> None:
+    auto = run(make().train(), ethanol())
+    other = run(make(backend=backend).train(), ethanol())
+    for key in ("node_energy", "forces"):
+        assert_close(other[key], auto[key])
+
+
+def test_channel_mixing_is_three_diagrams() -> None:
+    """w_I I + w_A A + w_S S = (w_A + w_S)/2 X + (w_S - w_A)/2 X^T + (w_I - w_S)/3 tr(X) E."""
+    mix = MatrixLinear(1).double()
+    w_i, w_a, w_s = mix.weight.detach().flatten().tolist()
+    irreps = "0e+1o+2e"
+    x = torch.randn(4, 9, dtype=torch.float64)
+    matrix = convert(x, irreps, "sph", "mat").squeeze(1)
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3)
+    expected = (w_a + w_s) / 2 * matrix + (w_s - w_a) / 2 * matrix.mT + (w_i - w_s) / 3 * trace
+    assert_close(convert(mix(x), irreps, "sph", "mat").squeeze(1), expected)
 
 
 def test_the_calculator_takes_the_charge_and_has_the_models_forces() -> None:
