@@ -25,6 +25,7 @@ from eqtp.so3.index_symmetry import (
 )
 from eqtp.so3.orbital_blocks import expand, reduce
 from eqtp.so3.rotation import rand_matrix
+from eqtp.so3.tensor_bases import matrix_basis, traceless_basis
 from eqtp.so3.wigner_d import wigner_D
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ __all__ = [
     "gaunt",
     "interactability",
     "irreps_to_tensor",
+    "matrix_basis",
     "rand_matrix",
     "reduce",
     "spherical_harmonics",
     "tensor_irreps",
     "tensor_symmetry",
     "tensor_to_irreps",
+    "traceless_basis",
     "wigner_3j",
     "wigner_D",
 ]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from eqtp.irreps import Irreps
 from eqtp.layout import Layout, to_layout
-from eqtp.so3.clebsch_gordan import wigner_3j
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3.tensor_bases import matrix_basis, traceless_basis
 
-__all__ = ["Form", "convert", "traceless_basis"]
+__all__ = ["Form", "convert"]
 
 Form = Literal["sph", "mat", "cart"]
 
@@ -137,36 +135,3 @@ def _cartesian_basis(irreps: Irreps) -> Tensor:
             "convert block by block"
         )
     return traceless_basis(irreps[0].ir.l)
-
-
-@lru_cache(maxsize=16)
-def traceless_basis(degree: int) -> Float64[Tensor, "*shape"]:
-    """The 2l+1 symmetric traceless tensors with l indices that a degree l stands for.
-
-        Q_l = +- sqrt(2l+1) w3j(1, l-1, l) (E x Q_{l-1}),   Q_0 = 1,   Q_1 = E
-
-    Orthonormal; a rotation of the components is one of every index, and with the harmonics of unit
-    length Q_l n n ... n = sqrt(l! / (2l-1)!!) Y_l(n), which fixes the sign.
-
-    Args:
-        degree: l.
-
-    Returns:
-        [2l+1, 3, ..., 3], not to be changed.
-
-    Raises:
-        ValueError: l is negative.
-
-    Example:
-        >>> traceless_basis(2).square().sum((1, 2)).round(decimals=12).tolist()
-        [1.0, 1.0, 1.0, 1.0, 1.0]
-    """
-    if degree < 0:
-        raise ValueError(f"traceless_basis needs a degree >= 0, got {degree}")
-    if degree == 0:
-        return torch.ones(1, dtype=torch.float64)
-    below = traceless_basis(degree - 1)
-    coupling = math.sqrt(2 * degree + 1) * wigner_3j(1, degree - 1, degree)
-    tensors = torch.einsum("imk,m...->ki...", coupling, below)
-    along_pole = tensors.reshape(2 * degree + 1, -1)[degree, (3**degree - 1) // 2]  # y y ... y
-    return tensors if along_pole > 0 else -tensors

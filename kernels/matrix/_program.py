@@ -12,7 +12,7 @@ from itertools import product as pairs
 
 from eqtp.kernels.codegen.program import Product, Program, Statement, Variable, product
 from eqtp.kernels.matrix.reference import Kind
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3.tensor_bases import matrix_basis
 
 __all__ = ["product_program"]
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from eqtp.kernels.matrix.reference import Kind
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3.tensor_bases import matrix_basis
 
 __all__ = ["gradient", "normalize", "product", "second_gradient"]
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3.tensor_bases import matrix_basis
 
 __all__ = ["Kind", "matrix_normalize", "matrix_product"]
 

@@ -14,7 +14,7 @@ from eqtp.kernels.matrix import Kind, matrix_normalize, matrix_product
 from eqtp.kernels.matrix.op import IMPLEMENTED
 from eqtp.methods import get_method
 from eqtp.so3 import wigner_3j
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3.tensor_bases import matrix_basis
 
 TOLERANCES = {
     torch.float64: 1e-13,  # relative to the largest; a few dozen terms, 1e-15 measured

@@ -12,9 +12,14 @@ from torch import Tensor
 
 from eqtp.irreps import Irreps
 from eqtp.layout import to_layout
-from eqtp.so3 import convert, rand_matrix, spherical_harmonics, wigner_D
-from eqtp.so3.conversion import traceless_basis
-from eqtp.so3.matrix_basis import matrix_basis
+from eqtp.so3 import (
+    convert,
+    matrix_basis,
+    rand_matrix,
+    spherical_harmonics,
+    traceless_basis,
+    wigner_D,
+)
 
 TOLERANCE = 1e-12  # absolute, of numbers of order 1; 5e-15 measured
 TENSORNET = "3x0e+3x1o+3x2e"
@@ -140,6 +145,17 @@ def test_matrices_turn_as_their_irreps_say(irreps: str, improper: int) -> None:
 def test_gradients() -> None:
     x = features(TENSORNET, 2).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x: convert(x, TENSORNET, "sph", "mat").sin(), x)
+
+
+def test_gradients_after_a_first_use_in_inference_mode() -> None:
+    irreps = "0e+1e+2e+3e+4e"
+    x = features(irreps, 2)
+    with torch.inference_mode():
+        convert(x, irreps, "sph", "mat")
+    (gradient,) = torch.autograd.grad(
+        convert(x.requires_grad_(), irreps, "sph", "mat").square().sum(), x
+    )
+    assert_close(gradient, 2 * x.detach())
 
 
 @pytest.mark.parametrize(
