@@ -47,7 +47,7 @@ CONTESTANTS = {
     "mace-gaunt": Contestant("MACE", _MACE | {"product": "gaunt"}),
     "mace-gaunt-iterated": Contestant("MACE", _MACE | {"product": "gaunt_iterated"}),
     "tensornet": Contestant(
-        "TensorNet", {"channels": 64, "num_layers": 2}, Recipe(lr=0.002, weight_decay=0.0)
+        "TensorNet", {"channels": 64, "num_layers": 2}, Recipe(lr=0.005, weight_decay=0.0)
     ),
 }
 
