@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -92,6 +92,21 @@ class GauntContractionProblem:
                     f"on the sphere, got '{irreps}'; use Clebsch-Gordan products, 'cg'"
                 )
         return cls(general.irreps_in, general.irreps_out, correlation, bool(iterated))
+
+    @cached_property
+    def text(self) -> str:
+        """The problem as a string; `of_text` is the inverse."""
+        return f"{self.irreps_in}|{self.irreps_out}|{self.correlation}|{int(self.iterated)}"
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of_text(text: str) -> GauntContractionProblem:
+        """The problem of a `text`; the same object for the same text."""
+        irreps_in, irreps_out, *numbers = text.split("|")
+        correlation, iterated = map(int, numbers)
+        return GauntContractionProblem(
+            Irreps(irreps_in), Irreps(irreps_out), correlation, bool(iterated)
+        )
 
     @cached_property
     def num_channels(self) -> int:

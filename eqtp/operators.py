@@ -14,10 +14,10 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function
 
-__all__ = ["below_autograd", "is_autocast", "one_by_one", "register", "widest"]
+__all__ = ["below_autograd", "is_autocast", "is_direct", "one_by_one", "register", "widest"]
 
 _LIBRARY = torch.library.Library("eqtp", "FRAGMENT")
 
@@ -88,6 +88,21 @@ def below_autograd(op: Any, *args: Any) -> Any:
             with torch.enable_grad():  # switched off in `forward`
                 return op(*args)
         return op(*args)
+
+
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Whether kernels and Functions may be called without the dispatcher, which takes 10 us a time.
+
+    So it is where nobody looks at operations: no compiler, no transform of `torch.func`, no
+    dispatch mode, no autocast, no tensor of a kind of its own.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return all(
+        type(t) in (Tensor, nn.Parameter) and not is_autocast(t) for t in tensors if t is not None
+    )
 
 
 def _without_autocast(op: Any, key: str) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from eqtp.irreps import Irreps
 from eqtp.problem import parse_irreps
@@ -62,6 +62,18 @@ class SymmetricContractionProblem:
                     "multiplicities"
                 )
         return problem
+
+    @cached_property
+    def text(self) -> str:
+        """The problem as a string; `of_text` is the inverse."""
+        return f"{self.irreps_in}|{self.irreps_out}|{self.correlation}"
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of_text(text: str) -> SymmetricContractionProblem:
+        """The problem of a `text`; the same object for the same text."""
+        irreps_in, irreps_out, correlation = text.split("|")
+        return SymmetricContractionProblem(Irreps(irreps_in), Irreps(irreps_out), int(correlation))
 
     @cached_property
     def num_channels(self) -> int:

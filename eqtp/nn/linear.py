@@ -68,6 +68,7 @@ class Linear(nn.Module):
         self._blocks, self._segments = _output_blocks(self._runs, self.irreps_out)
         scalars = [mul for mul, ir in self.irreps_out if ir.is_scalar()] if biases else []
         self.bias_numel = sum(scalars)
+        self._columns = [(mul * ir.dim, ir.is_scalar()) for mul, ir in self.irreps_out]
         weight = nn.Parameter(torch.randn(self.weight_numel)) if internal_weights else None
         self.register_parameter("weight", weight)
         bias = nn.Parameter(torch.zeros(self.bias_numel)) if self.bias_numel > 0 else None
@@ -88,9 +89,9 @@ class Linear(nn.Module):
             ValueError: Columns or weights do not fit, or weights are missing.
         """
         weight = self.weight if weight is None else weight
-        if x.shape[-1:] != (self.irreps_in.dim,):
+        if x.shape[-1:] != (self._problem.dim_in,):
             raise ValueError(
-                f"x must have {self.irreps_in.dim} columns (irreps_in='{self.irreps_in}'), "
+                f"x must have {self._problem.dim_in} columns (irreps_in='{self.irreps_in}'), "
                 f"got shape {tuple(x.shape)}"
             )
         if weight is None or weight.shape != (self.weight_numel,):
@@ -103,7 +104,7 @@ class Linear(nn.Module):
             out = self._matrix_products(rows, weight)
         if self.bias is not None:
             out = out + self._bias_columns(self.bias)
-        return out.reshape(*x.shape[:-1], self.irreps_out.dim)
+        return out.reshape(*x.shape[:-1], self._problem.dim_out)
 
     def prune(self, keep: Sequence[int]) -> Linear:
         """The map of only the blocks `keep` of x; equals this one with the others' weights zero.
@@ -186,12 +187,12 @@ class Linear(nn.Module):
         """The bias as a full row of the result."""
         pieces = []
         start = 0
-        for mul, ir in self.irreps_out:
-            if ir.is_scalar():
-                pieces.append(bias[start : start + mul])
-                start += mul
+        for columns, is_scalar in self._columns:
+            if is_scalar:
+                pieces.append(bias[start : start + columns])
+                start += columns
             else:
-                pieces.append(bias.new_zeros(mul * ir.dim))
+                pieces.append(bias.new_zeros(columns))
         return torch.cat(pieces)
 
     def __repr__(self) -> str:

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from eqtp.autograd import wanted_gradients
+from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.channelwise import _triton_edges  # noqa: F401  makes itself known
 from eqtp.kernels.codegen.edges import graph_of
 from eqtp.operators import below_autograd, one_by_one, register
@@ -52,6 +53,7 @@ def _kernel(backend: str) -> ModuleType:
     return import_module(f"eqtp.kernels.channelwise._{backend}")
 
 
+@constant_when_compiled
 def takes_radial(backend: str) -> bool:
     """Whether a backend's kernels take weights as h m."""
     return backend != "reference" and hasattr(_kernel(backend), "radial_forward")

@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.irreps import Irreps
 
-__all__ = ["PolynomialProblem", "check_operands"]
+__all__ = ["PolynomialProblem", "check_elements", "check_operands"]
 
 
 class PolynomialProblem(Protocol):
@@ -45,18 +46,19 @@ def check_operands(
         num_weights: Number of weights of an element and a channel.
 
     Raises:
-        ValueError: A shape does not fit, an element is out of range, devices differ.
+        ValueError: A shape does not fit, devices differ.
         TypeError: element is not int64, or x and weight are not of one floating dtype.
     """
-    if x.ndim != 2 or x.shape[1] != problem.irreps_in.dim:
+    dim, channels = _sizes(problem)
+    if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(
-            f"x must have shape (num_nodes, {problem.irreps_in.dim}) "
+            f"x must have shape (num_nodes, {dim}) "
             f"(irreps_in='{problem.irreps_in}'), got {tuple(x.shape)}"
         )
-    if weight.ndim != 3 or weight.shape[1:] != (num_weights, problem.num_channels):
+    if weight.ndim != 3 or weight.shape[1:] != (num_weights, channels):
         raise ValueError(
             f"weight must have shape (num_elements, {num_weights} weights, "
-            f"{problem.num_channels} channels), got {tuple(weight.shape)}"
+            f"{channels} channels), got {tuple(weight.shape)}"
         )
     if not x.is_floating_point() or x.dtype != weight.dtype:
         raise TypeError(
@@ -78,10 +80,23 @@ def check_operands(
             "x, weight and element must be on one device, "
             f"got {x.device}, {weight.device} and {element.device}"
         )
+
+
+@constant_when_compiled
+def _sizes(problem: PolynomialProblem) -> tuple[int, int]:
+    return int(problem.irreps_in.dim), problem.num_channels
+
+
+def check_elements(element: Tensor, num_elements: int) -> None:
+    """Refuses elements without weights, in an op's kernel: a compiled program cannot look at them.
+
+    Raises:
+        ValueError: An element is out of range.
+    """
     if element.numel():
         low, high = (int(bound) for bound in element.aminmax())
-        if low < 0 or high >= weight.shape[0]:
+        if low < 0 or high >= num_elements:
             raise ValueError(
-                f"element must be in [0, {weight.shape[0]}) (num_elements), "
+                f"element must be in [0, {num_elements}) (num_elements), "
                 f"got values from {low} to {high}"
             )

@@ -22,36 +22,27 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.kernels.codegen.compiler import load_generated
-from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
 from eqtp.kernels.codegen.polynomial_cpp import Arguments
+from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.gaunt_contraction._cpu_source import source
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
-from eqtp.layout import Layout
 
-__all__ = ["DTYPES", "gaunt_contraction_cpu"]
+__all__ = ["DTYPES", "polynomials", "run"]
 
 DTYPES = (torch.float32, torch.float64)
 
 
-def gaunt_contraction_cpu(
-    x: Float[Tensor, "num_nodes dim_in"],
-    weight: Float[Tensor, "num_elements num_weights num_channels"],
-    element: Int64[Tensor, " num_nodes"],
-    problem: GauntContractionProblem,
-    *,
-    layout: Layout = "mul_ir",
-) -> Float[Tensor, "num_nodes dim_out"]:
-    """The op on CPU tensors of `DTYPES`; same arguments as the reference."""
-    polynomials = Polynomials(problem, _run, gaunt_contraction_torch, linear=False)
-    return contract(x, weight, element, polynomials, layout)
+def polynomials(text: str) -> Polynomials:
+    """The product of a problem's text."""
+    problem = GauntContractionProblem.of_text(text)
+    return Polynomials(problem, run, gaunt_contraction_torch, linear=False)
 
 
-def _run(problem: GauntContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
+def run(problem: GauntContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
     """Calls the kernel: operands x, weight, grad, h; the results that are given are computed."""
     dtype = next(t.dtype for t in tensors.values() if t is not None)
     _kernel(problem, dtype)(Arguments.of(element, problem.num_channels, **tensors))

@@ -9,22 +9,23 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_when_compiled
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.codegen.polynomial_operands import check_operands
-from eqtp.kernels.gaunt_contraction._cpu import DTYPES, gaunt_contraction_cpu
+from eqtp.kernels.codegen.polynomial_operands import check_elements, check_operands
+from eqtp.kernels.codegen.polynomial_ops import contract
+from eqtp.kernels.gaunt_contraction._cpu import DTYPES
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
 from eqtp.layout import Layout, check_layout
 
 __all__ = ["IMPLEMENTED", "gaunt_contraction"]
 
-_BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "cpu": gaunt_contraction_cpu,
+_IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "torch": gaunt_contraction_torch,
     "reference": gaunt_contraction_reference,
 }
-IMPLEMENTED = tuple(_BACKENDS)
+IMPLEMENTED = ("cpu", *_IN_TORCH)
 
 
 def gaunt_contraction(
@@ -65,15 +66,27 @@ def gaunt_contraction(
         torch.Size([5, 2])
     """
     check_layout(layout)
-    check_operands(x, weight, element, problem, problem.num_weights)
+    kernel, text, num_weights = _choose(problem, backend, x.dtype, x.device.type)
+    check_operands(x, weight, element, problem, num_weights)
+    if kernel in _IN_TORCH:
+        check_elements(element, weight.shape[0])
+        return _IN_TORCH[kernel](x, weight, element, problem, layout=layout)
+    return contract(x, weight, element, problem, layout, text, f"gaunt_contraction._{kernel}")
+
+
+@constant_when_compiled
+def _choose(
+    problem: GauntContractionProblem, backend: Backend, dtype: torch.dtype, device: str
+) -> tuple[str, str, int]:
+    """The backend that computes a product, the product as a text, its number of weights."""
     resolution = resolve(
         backend,
         family="gaunt_contraction",
         implemented=IMPLEMENTED,
-        device=x.device.type,
-        why_not=lambda name: _why_not(name, x.dtype),
+        device=device,
+        why_not=lambda name: _why_not(name, dtype),
     )
-    return _BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+    return resolution.backend, problem.text, problem.num_weights
 
 
 def _why_not(backend: str, dtype: torch.dtype) -> str | None:

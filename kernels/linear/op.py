@@ -1,8 +1,16 @@
-"""Equivariant linear maps in layout "ir_mul". Definition: reference.py."""
+"""Equivariant linear maps in layout "ir_mul". Definition: reference.py.
+
+The kernel is an op of `torch.library`, the trilinear form <g, out(x, weight)> contracted with two
+of its three operands: eqtp::linear(x, weight, g, element, problem). None stands in the place of the
+operand that is left open, and the result belongs there: out for g, the gradients for x and weight.
+Its gradients are the same form left open elsewhere, so it is differentiable to any order.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eqtp.autograd import wanted_gradients
+from eqtp.compiling import constant_when_compiled
 from eqtp.irreps import Irreps
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.linear import _cpu, reference
+from eqtp.operators import below_autograd, is_direct, register
 
 __all__ = ["LinearProblem", "linear", "serves"]
 
@@ -67,6 +77,18 @@ class LinearProblem:
                 numel += mul_in * num_elements * mul_out
         return cls(tuple(paths), irreps_in.dim, irreps_out.dim, numel, num_elements)
 
+    @cached_property
+    def text(self) -> str:
+        """The problem as a string; `of_text` is the inverse."""
+        return json.dumps(astuple(self))
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of_text(text: str) -> LinearProblem:
+        """The problem of a `text`; the same object for the same text."""
+        paths, *sizes = json.loads(text)
+        return LinearProblem(tuple(LinearPath(*path) for path in paths), *sizes)
+
 
 def linear(
     x: Float[Tensor, "nodes dim_in"],
@@ -84,10 +106,12 @@ def linear(
     """
     if not serves(x, weight):
         return reference.linear(x, weight, problem, element)
-    if element is not None:
-        element = element.long().contiguous()
-    out: Tensor = _Form.apply(problem, element, x.contiguous(), weight.contiguous(), None)  # type: ignore[no-untyped-call]
-    return out
+    return _contract(_text(problem), x, weight, None, element)
+
+
+@constant_when_compiled
+def _text(problem: LinearProblem) -> str:
+    return problem.text
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
@@ -96,49 +120,83 @@ def serves(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         and not torch.is_autocast_enabled("cpu")
         and why_unavailable("cpu") is None
     )
 
 
-class _Form(torch.autograd.Function):
-    """The trilinear form <g, out(x, weight)>, contracted with two of its three operands.
+def _contract(text: str, *operands: Tensor | None) -> Tensor:
+    """The form with x, weight or g left open; the last operand is the element."""
+    if is_direct(*operands):
+        direct: Tensor = _Form.apply(*operands, text)  # type: ignore[no-untyped-call]
+        return direct
+    out: Tensor = torch.ops.eqtp.linear.default(*operands, text)
+    return out
 
-    None stands in the place of the operand that is left open, and the result belongs there: out
-    for g, the gradients for x and weight. The gradients are the same form left open elsewhere, so
-    it is differentiable to any order.
-    """
+
+class _Form(torch.autograd.Function):
+    """eqtp::linear(x, weight, g, element, problem)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        problem: LinearProblem,
-        element: Tensor | None,
-        x: Tensor | None,
-        weight: Tensor | None,
-        g: Tensor | None,
-    ) -> Tensor:
-        ctx.problem, ctx.element = problem, element
-        ctx.save_for_backward(x, weight, g)
-        if g is None:
-            assert x is not None
-            assert weight is not None
-            return _cpu.forward(x, weight, problem, element)
-        if x is None:
-            assert weight is not None
-            return _cpu.gradient(g, weight, problem, element)
-        return _cpu.weight_gradient(x, g, problem, element)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        ctx.save_for_backward(*args[:4])
+        ctx.problem = args[4]
+        if is_direct(*args[:4]):
+            return _compute(*args)
+        out: Tensor = below_autograd(torch.ops.eqtp.linear.default, *args)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        _, *wanted = wanted_gradients(ctx, (ctx.element, *ctx.saved_tensors))
-        grad = grad.contiguous()
-        operands = [grad if operand is None else operand for operand in ctx.saved_tensors]
+        *operands, element = ctx.saved_tensors
+        wanted = wanted_gradients(ctx, operands)
+        operands = [grad if operand is None else operand for operand in operands]
         grads: list[Tensor | None] = [None] * 5
         for slot in range(3):
             if wanted[slot]:
                 opened = [*operands[:slot], None, *operands[slot + 1 :]]
-                grads[2 + slot] = _Form.apply(ctx.problem, ctx.element, *opened)  # type: ignore[no-untyped-call]
+                grads[slot] = _contract(ctx.problem, *opened, element)
         return tuple(grads)
+
+
+def _compute(
+    x: Tensor | None, weight: Tensor | None, g: Tensor | None, element: Tensor | None, text: str
+) -> Tensor:
+    problem = LinearProblem.of_text(text)
+    element = None if element is None else element.long().contiguous()
+    x, weight, g = (None if t is None else t.contiguous() for t in (x, weight, g))
+    if x is not None and weight is not None:
+        return _cpu.forward(x, weight, problem, element)
+    if g is not None and weight is not None:
+        return _cpu.gradient(g, weight, problem, element)
+    assert x is not None
+    assert g is not None
+    return _cpu.weight_gradient(x, g, problem, element)
+
+
+def _fake(
+    x: Tensor | None, weight: Tensor | None, g: Tensor | None, element: Tensor | None, text: str
+) -> Tensor:
+    problem = LinearProblem.of_text(text)
+    if g is None:
+        assert x is not None
+        return x.new_empty(x.shape[0], problem.dim_out)
+    return (
+        g.new_empty(problem.weight_numel)
+        if x is not None
+        else g.new_empty(g.shape[0], problem.dim_in)
+    )
+
+
+def _record(apply: Any, *args: Any) -> Any:
+    return apply(_Form, *args)
+
+
+register(
+    "linear",
+    "(Tensor? x, Tensor? weight, Tensor? g, Tensor? element, str problem) -> Tensor",
+    _compute,
+    _fake,
+    _record,
+)

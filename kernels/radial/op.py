@@ -26,6 +26,10 @@ class RadialBasis:
         lengths: Edge lengths in Å.
         functions: The basis functions as rows, [n] -> [n, size], differentiable.
         with_slopes: The basis functions and their derivatives, same shapes; not differentiated.
+
+    Attributes:
+        is_compiled: Whether networks run as C++, once per distinct length; otherwise, and inside of
+            `torch.compile`, in plain torch.
     """
 
     def __init__(
@@ -37,23 +41,15 @@ class RadialBasis:
         self.lengths = lengths
         self.functions = functions
         self.with_slopes = with_slopes
+        self.is_compiled = not torch.compiler.is_compiling() and _serves(lengths)
+        self._values: Tensor | None = None
 
-    @cached_property
-    def is_compiled(self) -> bool:
-        """Whether networks run as C++, once per distinct length; otherwise in plain torch."""
-        resolution = resolve(
-            "auto",
-            family="radial",
-            implemented=("cpu", "reference"),
-            device=self.lengths.device.type,
-            why_not=why_unavailable,
-        )
-        return resolution.backend == "cpu" and self.lengths.dtype in (torch.float32, torch.float64)
-
-    @cached_property
+    @property
     def values(self) -> Float[Tensor, "edges size"]:
         """The basis at every edge, part of autograd's graph."""
-        return self.functions(self.lengths)
+        if self._values is None:
+            self._values = self.functions(self.lengths)
+        return self._values
 
     @cached_property
     def table(self) -> _Table:
@@ -61,6 +57,17 @@ class RadialBasis:
         distinct = _cpu.Distinct(self.lengths)
         with torch.no_grad():
             return _Table(distinct, *self.with_slopes(distinct.lengths))
+
+
+def _serves(lengths: Tensor) -> bool:
+    resolution = resolve(
+        "auto",
+        family="radial",
+        implemented=("cpu", "reference"),
+        device=lengths.device.type,
+        why_not=why_unavailable,
+    )
+    return resolution.backend == "cpu" and lengths.dtype in (torch.float32, torch.float64)
 
 
 class _Table(NamedTuple):

@@ -28,34 +28,25 @@ from functools import lru_cache
 from itertools import accumulate, chain
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.kernels.codegen.compiler import load_library
-from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
 from eqtp.kernels.codegen.polynomial_cpp import Arguments
+from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.symmetric_contraction._cpu_source import source
 from eqtp.kernels.symmetric_contraction._factors import factorise
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
-from eqtp.layout import Layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["DTYPES", "symmetric_contraction_cpu"]
+__all__ = ["DTYPES", "polynomials", "run"]
 
 DTYPES = (torch.float32, torch.float64)
 
 
-def symmetric_contraction_cpu(
-    x: Float[Tensor, "num_nodes dim_in"],
-    weight: Float[Tensor, "num_elements num_paths num_channels"],
-    element: Int64[Tensor, " num_nodes"],
-    problem: SymmetricContractionProblem,
-    *,
-    layout: Layout = "mul_ir",
-) -> Float[Tensor, "num_nodes dim_out"]:
-    """The op on CPU tensors of `DTYPES`; same arguments as the reference."""
-    polynomials = Polynomials(problem, _run, symmetric_contraction_torch, linear=True)
-    return contract(x, weight, element, polynomials, layout)
+def polynomials(text: str) -> Polynomials:
+    """The contraction of a problem's text."""
+    problem = SymmetricContractionProblem.of_text(text)
+    return Polynomials(problem, run, symmetric_contraction_torch, linear=True)
 
 
 class _Polynomials(ctypes.Structure):
@@ -69,7 +60,7 @@ class _Polynomials(ctypes.Structure):
     )
 
 
-def _run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
+def run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
     """Calls the kernel: operands x, weight, grad, h; the results that are given are computed."""
     arguments = Arguments.of(element, problem.num_channels, **tensors)
     dtype = next(t.dtype for t in tensors.values() if t is not None)

@@ -26,10 +26,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
+from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.codegen.program import Variable
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.symmetric_contraction._factors import factorise
@@ -46,10 +45,9 @@ from eqtp.kernels.symmetric_contraction.config import (
     TritonLaunch,
     triton_launch,
 )
-from eqtp.layout import Layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["Pass", "run", "symmetric_contraction_triton", "why_unsupported"]
+__all__ = ["Pass", "polynomials", "run", "why_unsupported"]
 
 _ARITHMETIC = {
     torch.float64: torch.float64,
@@ -60,17 +58,10 @@ _ARITHMETIC = {
 _TRITON_NAME = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 
 
-def symmetric_contraction_triton(
-    x: Float[Tensor, "num_nodes dim_in"],
-    weight: Float[Tensor, "num_elements num_paths num_channels"],
-    element: Int64[Tensor, " num_nodes"],
-    problem: SymmetricContractionProblem,
-    *,
-    layout: Layout = "mul_ir",
-) -> Float[Tensor, "num_nodes dim_out"]:
-    """The op on CUDA tensors; same arguments as the reference."""
-    polynomials = Polynomials(problem, run, symmetric_contraction_torch, linear=True)
-    return contract(x, weight, element, polynomials, layout)
+def polynomials(text: str) -> Polynomials:
+    """The contraction of a problem's text."""
+    problem = SymmetricContractionProblem.of_text(text)
+    return Polynomials(problem, run, symmetric_contraction_torch, linear=True)
 
 
 def why_unsupported(problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
@@ -187,7 +178,7 @@ class Pass:
 
 
 def run(problem: SymmetricContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
-    """Computes results, see `polynomial_autograd`."""
+    """Computes results, see `polynomial_ops`."""
     given = {name: t for name, t in tensors.items() if t is not None}
     with torch.cuda.device_of(element):
         together = tuple(name for name in ("out", "grad_x") if name in given)

@@ -9,27 +9,24 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.codegen.polynomial_operands import check_operands
-from eqtp.kernels.symmetric_contraction._cpu import DTYPES, symmetric_contraction_cpu
+from eqtp.kernels.codegen.polynomial_operands import check_elements, check_operands
+from eqtp.kernels.codegen.polynomial_ops import contract
+from eqtp.kernels.symmetric_contraction._cpu import DTYPES
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
-from eqtp.kernels.symmetric_contraction._triton import (
-    symmetric_contraction_triton,
-    why_unsupported,
-)
+from eqtp.kernels.symmetric_contraction._triton import why_unsupported
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from eqtp.layout import Layout, check_layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
 __all__ = ["IMPLEMENTED", "symmetric_contraction"]
 
-_BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "triton": symmetric_contraction_triton,
-    "cpu": symmetric_contraction_cpu,
+_IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "torch": symmetric_contraction_torch,
     "reference": symmetric_contraction_reference,
 }
-IMPLEMENTED = tuple(_BACKENDS)
+IMPLEMENTED = ("triton", "cpu", *_IN_TORCH)
 
 
 def symmetric_contraction(
@@ -70,15 +67,27 @@ def symmetric_contraction(
         torch.Size([5, 2])
     """
     check_layout(layout)
-    check_operands(x, weight, element, problem, problem.num_paths)
+    kernel, text, num_paths = _choose(problem, backend, x.dtype, x.device.type)
+    check_operands(x, weight, element, problem, num_paths)
+    if kernel in _IN_TORCH:
+        check_elements(element, weight.shape[0])
+        return _IN_TORCH[kernel](x, weight, element, problem, layout=layout)
+    return contract(x, weight, element, problem, layout, text, f"symmetric_contraction._{kernel}")
+
+
+@constant_when_compiled
+def _choose(
+    problem: SymmetricContractionProblem, backend: Backend, dtype: torch.dtype, device: str
+) -> tuple[str, str, int]:
+    """The backend that computes a contraction, the contraction as a text, its number of paths."""
     resolution = resolve(
         backend,
         family="symmetric_contraction",
         implemented=IMPLEMENTED,
-        device=x.device.type,
-        why_not=lambda name: _why_not(name, problem, x.dtype),
+        device=device,
+        why_not=lambda name: _why_not(name, problem, dtype),
     )
-    return _BACKENDS[resolution.backend](x, weight, element, problem, layout=layout)
+    return resolution.backend, problem.text, problem.num_paths
 
 
 def _why_not(backend: str, problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:

@@ -108,3 +108,47 @@ def test_strided_operands_and_small_indices() -> None:
     strided = torch.stack([x, x], 1)[:, 1]
     expected = reference.linear(x, weight, problem, element)
     assert_close(linear(strided, weight, problem, element.int()), expected)
+
+
+@pytest.mark.parametrize("open_slot", range(3))
+def test_opcheck(open_slot: int) -> None:
+    problem, x, weight, element = operands(CASES[0], 3, 6, torch.float64)
+    g = torch.randn(6, problem.dim_out, requires_grad=True)
+    given: list[Tensor | None] = [x, weight, g]
+    given[open_slot] = None
+    torch.library.opcheck(torch.ops.eqtp.linear.default, (*given, element, problem.text))
+
+
+@pytest.mark.parametrize("elements", [1, 3])
+def test_compiles_as_one_graph(elements: int) -> None:
+    problem, x, weight, element = operands(CASES[0], elements, 6, torch.float64)
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+
+    def results(function: Any) -> list[Tensor]:
+        out = function(x, weight, problem, element)
+        return [out, *torch.autograd.grad(out.sin().sum(), [x, weight])]
+
+    for mine, expected in zip(results(compiled), results(linear), strict=True):
+        assert_close(mine, expected)
+
+
+def test_kernels_run_under_dispatch_modes() -> None:
+    """What looks at operations sees an op; what it computes is the same."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    problem, x, weight, element = operands(CASES[0], 3, 6, torch.float64)
+    expected = linear(x, weight, problem, element)
+    assert not seen
+    with Watch():  # type: ignore[no-untyped-call]
+        found = linear(x, weight, problem, element)
+    assert "eqtp.linear.default" in seen
+    assert_close(found, expected)

@@ -221,7 +221,7 @@ def test_forces_do_not_compute_gradients_of_weights(
     x, weight, element = operands(case)
     weight.requires_grad_(with_weights)
     calls = []
-    add_outer, run = kernel._add_outer, _cpu._run
+    add_outer, run = kernel._add_outer, _cpu.run
 
     def counted_add_outer(*arguments: Any) -> None:
         calls.append("torch")
@@ -235,7 +235,7 @@ def test_forces_do_not_compute_gradients_of_weights(
         run(problem, element, **tensors)
 
     monkeypatch.setattr(kernel, "_add_outer", counted_add_outer)
-    monkeypatch.setattr(_cpu, "_run", counted_run)
+    monkeypatch.setattr(_cpu, "run", counted_run)
     out = symmetric_contraction(x, weight, element, case.problem, backend=backend)
     (force,) = torch.autograd.grad(out.sum(), x, create_graph=True)
     assert not calls
@@ -377,3 +377,71 @@ def test_bad_arguments_are_refused(
     }
     with pytest.raises(error, match=message):
         symmetric_contraction(**(arguments | change))
+
+
+OPS = torch.ops.eqtp
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("polynomials", "x weight"),
+        ("polynomials_backward", "x weight grad"),
+        ("polynomials_double_backward", "h v x weight grad"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_opcheck(arguments: tuple[str, str]) -> None:
+    name, names = arguments
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    grad = torch.randn(len(x), case.problem.irreps_out.dim)
+    known = {"x": x, "weight": weight, "grad": grad, "h": torch.randn_like(x)}
+    known["v"] = torch.randn_like(weight)
+    where = (element, case.problem.text, "symmetric_contraction._cpu")
+    wanted = {"x weight": (), "x weight grad": ([True, True],)}.get(names, ([True] * 3,))
+    given = (*(known[n].detach() for n in names.split()), *where, *wanted)
+    if "double" not in name:  # whose derivatives go through plain torch
+        for operand in given[: len(names.split())]:
+            assert isinstance(operand, Tensor)
+            operand.requires_grad_()
+    torch.library.opcheck(getattr(OPS, name).default, given)
+
+
+def test_compiles_as_one_graph_with_the_gradients_of_a_force_loss() -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    problem = case.problem
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        def energy(x: Tensor) -> Tensor:
+            return symmetric_contraction(x, weight, element, problem).sin().sum()
+
+        force: Tensor = torch.func.grad(energy)(x)
+        return force
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    def results(function: Any) -> list[Tensor]:
+        leaves = [t.detach().clone().requires_grad_() for t in (x, weight)]
+        force = function(*leaves)
+        return [force, *torch.autograd.grad(force.square().sum(), leaves)]
+
+    for mine, expected in zip(results(compiled), results(function), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_elements_are_checked_in_compiled_functions() -> None:
+    case = CASES["mace"]
+    x, weight, element = operands(case)
+    problem = case.problem
+    compiled = torch.compile(
+        lambda e: symmetric_contraction(x, weight, e, problem, backend="cpu"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    torch.testing.assert_close(
+        compiled(element), symmetric_contraction(x, weight, element, problem)
+    )
+    with pytest.raises(ValueError, match="num_elements"):
+        compiled(element + len(weight))

@@ -24,6 +24,7 @@ from eqtp.benchmarks.triton_registers import (
     TARGETS,
     compile_contraction,
 )
+from eqtp.kernels.codegen.polynomial_ops import contract
 from eqtp.kernels.symmetric_contraction import _triton
 from eqtp.kernels.symmetric_contraction.config import triton_launch
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
@@ -78,10 +79,11 @@ class Example:
             t if triton else t.detach().double().requires_grad_()
             for t in (self.x, self.weight, self.grad, self.h, self.v)
         )
-        function = (
-            _triton.symmetric_contraction_triton if triton else symmetric_contraction_reference
-        )
-        out = function(x, weight, self.element, self.problem)
+        if triton:
+            where = self.problem.text, "symmetric_contraction._triton"
+            out = contract(x, weight, self.element, self.problem, "mul_ir", *where)
+        else:
+            out = symmetric_contraction_reference(x, weight, self.element, self.problem)
         first = _grad([out], [x, weight], [grad], create_graph=True)
         return [out, *first, *_grad(first, [x, weight, grad], [h, v])]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +28,11 @@ class ClebschGordan:
     problem: TensorProductProblem
     backend: Backend
     layout: Layout
+    _choose_family: FamilyChoice = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not when first called: that may be inside of `torch.compile`, which cannot follow it.
+        object.__setattr__(self, "_choose_family", FamilyChoice.of(self.problem, self.backend))
 
     @property
     def method(self) -> Method:
@@ -41,10 +45,6 @@ class ClebschGordan:
     @property
     def weight_numel(self) -> int:
         return self.problem.weight_numel
-
-    @cached_property
-    def _choose_family(self) -> FamilyChoice:
-        return FamilyChoice.of(self.problem, self.backend)
 
     def __call__(
         self,
