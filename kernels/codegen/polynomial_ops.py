@@ -78,7 +78,7 @@ def contract(
 ) -> Tensor:
     """The op by the kernels of one module; `text` is the problem's."""
     args = to_layout(x, problem.irreps_in, layout, "ir_mul"), weight, element, text, kernel
-    op = _Value.apply if is_direct(*args[:3]) else torch.ops.eqtp.polynomials.default
+    op: Any = _Value.apply if is_direct(*args[:3]) else torch.ops.eqtp.polynomials.default
     out: Tensor = op(*args)
     return to_layout(out, problem.irreps_out, "ir_mul", layout)
 
