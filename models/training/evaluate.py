@@ -18,7 +18,7 @@ from eqtp.models.training.plots import plot_parity
 from eqtp.models.training.reading import read
 from eqtp.models.training.report import Report
 from eqtp.models.training.statistics import split_isolated
-from eqtp.models.training.targets import TargetLabels, targets_of
+from eqtp.models.training.targets import TargetLabels, in_every_frame, targets_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +64,13 @@ def run(args: argparse.Namespace) -> int:
             notes += splits.notes
             present: TargetLabels = {}
         else:
-            present = targets
             require = None if not targets else ()
-            frames = read(data, keys=keys, require=require, targets=targets)
-            sets = {Path(data).name: split_isolated(frames)[0]}
+            frames = read(data, keys=keys, require=require, targets=targets, targets_required=False)
+            frames, _ = split_isolated(frames)
+            present = in_every_frame(frames, targets)
+            sets = {Path(data).name: frames}
         for name, frames in sets.items():
-            known = {name: (target, name) for name, (target, _) in present.items()}
-            structures = list(StructureDataset(frames, r_max, dtype=dtype, targets=known))
+            structures = list(StructureDataset(frames, r_max, dtype=dtype, targets=present))
             evaluations.append(
                 evaluate(model, structures, name=name, batch_size=args.batch_size, device=device)
             )

@@ -30,6 +30,7 @@ def read(
     keys: LabelKeys | None = None,
     require: Sequence[str] | None = None,
     targets: TargetLabels | None = None,
+    targets_required: bool = True,
     index: str = ":",
 ) -> list[Atoms]:
     """Reads labelled structures from any file that ASE reads, compressed or not.
@@ -45,6 +46,7 @@ def read(
             and forces; `()` asks for none.
         targets: tensor-valued labels that every frame but isolated atoms must have; they then
             stand under their targets' names in `info` or `arrays`.
+        targets_required: whether a frame without one of them is an error.
         index: frames to read, in ASE's notation, e.g. ":100".
 
     Returns:
@@ -67,7 +69,7 @@ def read(
         labels = find_labels(atoms, keys, where)
         _check_present(atoms, labels, require, where)
         wanted = targets if targets and not is_isolated_atom(atoms) else {}
-        tensors = find_targets(atoms, wanted, where)
+        tensors = find_targets(atoms, wanted, where, required=targets_required)
         frames.append(attach_labels(atoms, labels))
         attach_targets(frames[-1], tensors, wanted)
     return frames

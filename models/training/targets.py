@@ -10,7 +10,7 @@ Cartesian: with the indices as dimensions, flat, or for a symmetric matrix in Vo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "attach_targets",
     "find_targets",
     "hyperparameters_of",
+    "in_every_frame",
     "targets_of",
 ]
 
@@ -72,7 +73,7 @@ def targets_of(model: Any) -> dict[str, TensorTarget]:
 
 
 def find_targets(
-    atoms: Atoms, targets: TargetLabels, where: str = "structure"
+    atoms: Atoms, targets: TargetLabels, where: str = "structure", *, required: bool = True
 ) -> dict[str, np.ndarray]:
     """The labels of a structure for the targets.
 
@@ -80,6 +81,7 @@ def find_targets(
         atoms: The structure.
         targets: What to look for.
         where: How errors call the structure, e.g. "train.xyz, frame 3".
+        required: Whether a target without a label is an error; otherwise it is left out.
 
     Returns:
         Name -> float64 array [3, ..., 3], with the atoms in front for a target per atom. What
@@ -93,6 +95,8 @@ def find_targets(
     for name, (target, key) in targets.items():
         keys = [key] if key is not None else [name, f"REF_{name}"]
         present = [k for k in keys if k in available]
+        if not present and not required and key is None:
+            continue
         if not present:
             raise ValueError(
                 f"{where}: the target {name!r} must have a label under {' or '.join(keys)}, the "
@@ -121,6 +125,25 @@ def attach_targets(atoms: Atoms, labels: Mapping[str, np.ndarray], targets: Targ
             atoms.set_array(name, value)
         else:
             atoms.info[name] = value
+
+
+def in_every_frame(frames: Sequence[Atoms], targets: TargetLabels) -> TargetLabels:
+    """The targets that frames were read with, where all have labels of them; under their names.
+
+    Raises:
+        ValueError: Some frames have labels of a target and others not.
+    """
+    present = {}
+    for name, (target, _) in targets.items():
+        labelled = [name in (a.arrays if target.per == "atom" else a.info) for a in frames]
+        if all(labelled):
+            present[name] = (target, name)
+        elif any(labelled):
+            raise ValueError(
+                f"either all frames or none must have labels of {name!r}, but frame "
+                f"{labelled.index(True)} has one and frame {labelled.index(False)} has not"
+            )
+    return present
 
 
 def hyperparameters_of(

@@ -128,7 +128,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def finish(prepared: Prepared, config: Config, folder: RunDirectory, device: torch.device) -> None:
     """Saves the averaged weights, evaluates the best of them, and writes table and plots."""
-    model: Any = prepared.model
+    model: Any = prepared.model.eval()
     last, _ = folder.read_latest()
     assert last is not None
     model.load_state_dict(last["ema"])

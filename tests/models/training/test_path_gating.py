@@ -86,6 +86,19 @@ def test_three_phases_and_a_pruned_model(
     assert validation["errors"]["forces_rmse"] == pytest.approx(best, rel=TOLERANCES["pruned"])
 
 
+def test_a_run_that_ends_before_the_gates_freeze_keeps_the_highest_scores(folder: Path) -> None:
+    assert main(["train", "water.yaml", "run_dir=run", "training.max_epochs=1"]) == 0
+    model: Any = eqtp.models.load("run/model.safetensors")
+    ema = read_checkpoint(RunDirectory("run").best)["ema"]
+    scores = ema["interactions.1.gate.scores"].tolist()
+    _, kept = model.hyperparameters["paths"]
+    assert len(kept) == 4
+    assert max(range(len(scores)), key=lambda path: scores[path]) in kept
+    report = json.loads((folder / "run/report/errors.json").read_text())
+    assert report["paths"] == [None, kept]
+    assert any("4 of 7 kept (random)" in note for note in report["notes"])
+
+
 def test_a_resumed_run_goes_on_with_the_same_paths(
     folder: Path, phases: list[tuple[int, str, tuple[int, ...]]]
 ) -> None:

@@ -145,6 +145,15 @@ def test_heads_learn_the_derivatives_of_an_energy_with_respect_to_a_field(
     again = json.loads(Path("errors.json").read_text())["sets"][0]["errors"]
     for key in ("dipole_rmse", "polarizability_mae"):
         assert again[key] == pytest.approx(trained[key], rel=TOLERANCES["reproduced"])
+    bare = [water(seed) for seed in range(3)]
+    for atoms in bare:
+        atoms.info["REF_energy"] = 0.0
+    write("bare.xyz", bare)  # targets without labels are left out
+    assert main(["evaluate", "run", "bare.xyz", "--json", "errors.json"]) == 0
+    assert "dipole_rmse" not in json.loads(Path("errors.json").read_text())["sets"][0]["errors"]
+    write("some.xyz", [*bare, labelled(0)])
+    assert main(["evaluate", "run", "some.xyz"]) == 2
+    assert "frame 3 has one and frame 0 has not" in capsys.readouterr().err
     assert main(["evaluate", "run", "test.xyz", "--target-key", "alpha=x"]) == 2
     assert "NAME=KEY with a target of the model (dipole, pol" in capsys.readouterr().err
 
