@@ -21,6 +21,7 @@ HEAVY = (
 
 FLOORS = {
     "eqtp.benchmarks": 5,
+    "eqtp.__main__": 5,
     "eqtp.cli": 5,
     "eqtp.models": 4,
     "eqtp.nn": 3,

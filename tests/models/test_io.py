@@ -204,7 +204,7 @@ def test_tensors_that_do_not_fit_are_listed(
 
 
 def test_what_cannot_be_rebuilt_is_not_saved(morse: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"one of MACE, .*MorsePotential itself, got torch\.nn"):
+    with pytest.raises(TypeError, match=r"one of .*MACE, .*MorsePotential itself, got torch\.nn"):
         save(nn.Linear(2, 2), tmp_path / "model")
     morse.hyperparameters["r_max"] = float("nan")
     with pytest.raises(TypeError, match="must be finite numbers, strings, lists and dicts"):
