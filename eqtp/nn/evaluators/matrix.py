@@ -159,6 +159,15 @@ class MatrixProduct:
         return min(groupings, key=len)
 
     @cached_property
+    def _halves_last(self) -> bool:
+        """Whether every product is to be halved, so that the result's constants can do it."""
+        return all(kind != "product" for _, kind in self._products)
+
+    @cached_property
+    def _halved(self) -> SeparableWeights:
+        return replace(self.weights, scales=tuple(scale / 2 for scale in self.weights.scales))
+
+    @cached_property
     def _direct(self) -> ClebschGordan:
         return ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
 
@@ -188,7 +197,8 @@ class MatrixProduct:
             return self._multiply(first, second, sector, kinds[sector])
 
         sectors = [sector for sector, _ in self._products]
-        return multiply_sectors(self.weights, sectors, product, x1, x2, weight, graph, self.layout)
+        weights = self._halved if self._halves_last else self.weights
+        return multiply_sectors(weights, sectors, product, x1, x2, weight, graph, self.layout)
 
     def _multiply(self, first: Tensor, second: Tensor, sector: Sector, kind: Kind) -> Tensor:
         """Parts of the product's degrees, [rows, dim, channels]."""
@@ -200,7 +210,7 @@ class MatrixProduct:
         if sector.result.degrees != tuple(range(2 * self.j + 1)):
             columns = [parts[:, l**2 : (l + 1) ** 2] for l in sector.result.degrees]
             parts = torch.cat(columns, dim=1)
-        return parts if kind == "product" else parts / 2
+        return parts if kind == "product" or self._halves_last else parts / 2
 
     def _all_degrees(self, x: Tensor, function: Function, channels: int) -> Tensor:
         """Nine (or (2j+1)^2) blocks of channels, zero where there is no part of the degree."""
