@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, silu
+
+from eqtp.kernels.equivariant_norm import equivariant_norm
 
 __all__ = ["EdgeNetwork", "GaussianBasis", "SineBasis"]
 
@@ -108,6 +109,6 @@ class EdgeNetwork(nn.Module):
         for weight, gain, offset, bias in zip(
             others, self.gains, self.offsets, self.biases, strict=True
         ):
-            h = silu(layer_norm(h, h.shape[1:], gain, offset))
+            h = equivariant_norm(h[:, None], gain[None], offset, activation=True).squeeze(1)
             h = torch.addmm(bias, h, weight * weight.shape[0] ** -0.5)
         return h

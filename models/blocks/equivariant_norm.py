@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.models.blocks.spherical_features import degrees
+from eqtp.kernels.equivariant_norm import equivariant_norm
 
 __all__ = ["EquivariantRMSNorm"]
 
@@ -35,21 +35,9 @@ class EquivariantRMSNorm(nn.Module):
         self.eps = eps
         self.gain = nn.Parameter(torch.ones(lmax + 1, channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        index = degrees(lmax)
-        shares = 1 / ((lmax + 1) * (2 * index + 1) * channels).to(torch.get_default_dtype())
-        self.register_buffer("degrees", index, persistent=False)
-        self.register_buffer("shares", shares, persistent=False)
-        self.degrees: Tensor
-        self.shares: Tensor
 
     def forward(
         self, x: Float[Tensor, "nodes components channels"]
     ) -> Float[Tensor, "nodes components channels"]:
         """Normalises each node's features."""
-        scalars, others = x.split([1, x.shape[1] - 1], dim=1)
-        x = torch.cat([scalars - scalars.mean(2, keepdim=True), others], dim=1)
-        mean_square = x.square().sum(2) @ self.shares
-        x = x * (mean_square + self.eps).rsqrt()[:, None, None]
-        x = x * self.gain.index_select(0, self.degrees)
-        scalars, others = x.split([1, x.shape[1] - 1], dim=1)
-        return torch.cat([scalars + self.bias, others], dim=1)
+        return equivariant_norm(x, self.gain, self.bias, eps=self.eps)

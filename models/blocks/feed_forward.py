@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from eqtp.irreps import Irreps
-from eqtp.models.blocks.spherical_features import degrees, irreps
+from eqtp.kernels.equivariant_norm import degrees
+from eqtp.models.blocks.spherical_features import irreps
 from eqtp.nn import Linear
 from eqtp.so3.sphere_grid import analysis_matrix, sphere_grid, synthesis_matrix
 

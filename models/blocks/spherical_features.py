@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from eqtp.irreps import Irreps
 
-__all__ = ["degrees", "irreps"]
-
-
-def degrees(lmax: int) -> Tensor:
-    """The degree l of each of the (lmax + 1)^2 components."""
-    return torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])
+__all__ = ["irreps"]
 
 
 def irreps(lmax: int, channels: int) -> Irreps:
