@@ -209,6 +209,7 @@ class ESCN(nn.Module):
         ends = [element.index_select(0, side) for side in (graph.edge_src, graph.edge_dst)]
         return Edges(
             graph=graph,
+            reverse=Graph.of_checked(graph.edge_dst, graph.edge_src, graph.num_dst, graph.num_src),
             vectors=vectors,
             basis=self.radial_basis(lengths),
             envelope=polynomial_cutoff(lengths, self.r_max, self.num_polynomial_cutoff),
@@ -222,6 +223,7 @@ class Edges:
 
     Attributes:
         graph: The edges.
+        reverse: The edges with the ends exchanged.
         vectors: From sender to receiver, [E, 3].
         basis: Radial functions, [E, num_rbf].
         envelope: 1 at no distance, 0 from the cutoff on, [E].
@@ -229,6 +231,7 @@ class Edges:
     """
 
     graph: Graph
+    reverse: Graph
     vectors: Tensor
     basis: Tensor
     envelope: Tensor
@@ -318,7 +321,7 @@ class Layer(nn.Module):
         """The features after the layer."""
         radial = self.radial(edges.basis, edges.pair)
         messages = self.convolution(
-            self.norm_1(x), edges.vectors, radial, edges.envelope, edges.graph
+            self.norm_1(x), edges.vectors, radial, edges.envelope, edges.graph, edges.reverse
         )
         x = x[:, : messages.shape[1]] + messages
         out: Tensor = x + self.feed_forward(self.norm_2(x))

@@ -103,6 +103,7 @@ class EdgeConvolution(nn.Module):
         radial: Float[Tensor, "edges radial_size"],
         envelope: Float[Tensor, " edges"],
         graph: Graph,
+        reverse: Graph,
     ) -> Float[Tensor, "nodes components_out channels"]:
         """The summed messages.
 
@@ -112,16 +113,16 @@ class EdgeConvolution(nn.Module):
             radial: Factors of the inputs: for each m and degree, its channels.
             envelope: Factor of the messages, smooth where edges vanish.
             graph: The edges.
+            reverse: The same edges with the ends exchanged.
         """
         rotation = _Rotation(m_max=self.m_max, layout="ir_mul", backend=self.backend)
+        both: Tensor = self.linear_up(x.flatten(1))
+        ends = both.view(len(x), -1, 2, self.hidden_channels).unbind(2)
         sender, receiver = (
-            self.linear_up(x.flatten(1)).view(len(x), -1, 2, self.hidden_channels).unbind(2)
+            rotate_to_edge(end.flatten(1), vectors, self.irreps_in, graph=side, **rotation)
+            for end, side in zip(ends, (graph, reverse), strict=True)
         )
-        ends = sender.flatten(1).index_select(0, graph.edge_src) + receiver.flatten(1).index_select(
-            0, graph.edge_dst
-        )
-        frames = rotate_to_edge(ends, vectors, self.irreps_in, **rotation)
-        orders = scale_orders(frames, radial, self.sizes)
+        orders = scale_orders(sender + receiver, radial, self.sizes)
         hidden = [_mix(y, weight) for y, weight in zip(orders, self.first, strict=True)]
         gated = gate_orders(hidden, envelope * self.scale, self.sizes)
         message = [_mix(h, weight) for h, weight in zip(gated, self.second, strict=True)]

@@ -269,7 +269,7 @@ def test_edge_convolution_is_its_formula(
     src, dst = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 2, 0])
     x, vectors = torch.randn(3, (lmax + 1) ** 2, 5), torch.randn(4, 3)
     radial, envelope = torch.randn(4, convolution.radial_size), torch.rand(4)
-    out = convolution(x, vectors, radial, envelope, Graph(src, dst, 3))
+    out = convolution(x, vectors, radial, envelope, Graph(src, dst, 3), Graph(dst, src, 3))
 
     m_max = min(m_max, lmax_out)
     irreps_in, irreps_out = convolution.irreps_in, convolution.irreps_out
@@ -307,9 +307,8 @@ def test_the_last_layer_makes_scalars() -> None:
     """Its other degrees would reach the energy through the grid's products only."""
     spectral, grid = make(), make(feed_forward="grid")
     x, edges = torch.randn(2, 9, 4), torch.zeros(0, dtype=torch.int64)
-    nothing = Edges(
-        Graph(edges, edges, 2), torch.zeros(0, 3), torch.zeros(0, 8), torch.zeros(0), edges
-    )
+    graph = Graph(edges, edges, 2)
+    nothing = Edges(graph, graph, torch.zeros(0, 3), torch.zeros(0, 8), torch.zeros(0), edges)
     assert [layer(x, nothing).shape[1] for layer in spectral.layers] == [9, 1]
     assert [layer(x, nothing).shape[1] for layer in grid.layers] == [9, 9]
 
