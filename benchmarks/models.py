@@ -145,51 +145,17 @@ def _plain_tensornet(options: dict[str, Any], graph: str, step: str) -> Contesta
     return _contestant(model, copy.deepcopy(model).double(), step)
 
 
-class _TorchMDNet(nn.Module):
-    """torchmd-net's TensorNet behind the interface of eqtp's models."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Any) -> dict[str, Tensor]:
-        """Energies and forces."""
-        energy, forces = self.model(data.atomic_numbers, data.positions, data.batch, box=_box(data))
-        return {"energy": energy.flatten(), "forces": forces}
-
-
-def _box(data: Any) -> Tensor | None:
-    return data.cell[0] if bool(data.cell.any()) else None
-
-
 def _torchmd_net(options: dict[str, Any], graph: str, step: str) -> Contestant:
-    models = require("torchmd-net", "torchmdnet.models.model")
-    from eqtp.models.tensornet import TensorNet
+    require("torchmd-net")
+    if graph != "threebpa":
+        raise NotImplementedError("torchmd-net's wrapper here is for molecules, without a cell")
+    from eqtp.benchmarks.tensornet import torchmd_net
 
-    defaults = TensorNet(atomic_numbers=[1], atomic_energies=[0.0], **options).hyperparameters
-    arguments = {
-        "model": "tensornet",
-        "embedding_dimension": defaults["channels"],
-        "num_layers": defaults["num_layers"],
-        "num_rbf": defaults["num_rbf"],
-        "rbf_type": "expnorm",
-        "trainable_rbf": False,
-        "activation": "silu",
-        "cutoff_lower": 0.0,
-        "cutoff_upper": GRAPHS[graph][1],
-        "max_z": 100,
-        "max_num_neighbors": 128,
-        "equivariance_invariance_group": "O(3)",
-        "prior_model": None,
-        "atom_filter": -1,
-        "derivative": True,
-        "output_model": "Scalar",
-        "reduce_op": "add",
-        "precision": 32 if torch.get_default_dtype() == torch.float32 else 64,
-    }
     torch.manual_seed(0)
-    model = _TorchMDNet(models.create_model(arguments))
-    return _contestant(model, copy.deepcopy(model).double(), step)
+    changes = {"embedding_dimension": options["channels"]} if "channels" in options else {}
+    exact, _ = torchmd_net(r_max=GRAPHS[graph][1], **changes)
+    model = copy.deepcopy(exact).to(torch.get_default_dtype())
+    return _contestant(model, exact, step)
 
 
 def _contestant(model: nn.Module, exact: nn.Module, step: str) -> Contestant:

@@ -16,6 +16,7 @@ from eqtp.benchmarks.harness.ceilings import measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
 from eqtp.benchmarks.harness.measure import Options, measure
 from eqtp.benchmarks.harness.providers import versions
+from eqtp.benchmarks.harness.report import write_report
 from eqtp.benchmarks.harness.table import summary, table
 from eqtp.benchmarks.timing import machine, results_folder, worker, write_json
 
@@ -78,8 +79,10 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
                 record["seconds"] = time.perf_counter() - start
                 write_json(output, record)
 
+    page = output.with_suffix(".html")
+    write_report(page, record)
     print(summary(record))
-    print(f"written: {output}")
+    print(f"written: {output}\n         {page}")
     return 1 if record["failed"] else 0
 
 

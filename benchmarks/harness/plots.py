@@ -1,0 +1,199 @@
+"""Which rows go into which chart of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from eqtp.benchmarks.harness.charts import Bar, Series, bar_chart, plane
+from eqtp.benchmarks.harness.measure import Row
+
+__all__ = ["colours", "crossovers", "family_plots", "overview_plots"]
+
+MAX_BARS = 60
+
+
+def colours(rows: Iterable[Row]) -> dict[str, int]:
+    """A colour for every contestant, the same in all charts; eqtp's first."""
+    names = sorted({r["contestant"] for r in rows}, key=lambda n: (not n.startswith("eqtp"), n))
+    return {name: number for number, name in enumerate(names)}
+
+
+def family_plots(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+    """Time over L or channels with crossovers, speed-up bars, and the plane of expressivity."""
+    return [
+        *_over_x(rows, clock, colour),
+        *_speed_ups(rows, clock, colour),
+        *_expressivity(rows, clock, colour),
+    ]
+
+
+def overview_plots(
+    rows: Sequence[Row],
+    ceilings: Mapping[str, Mapping[str, Any]],
+    clock: str,
+    colour: Mapping[str, int],
+) -> list[str]:
+    """The roofline of every dtype, and error beside time."""
+    figures = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        for threads in dict.fromkeys(row["threads"] for row in rows):
+            some = [r for r in rows if (r["dtype"], r["threads"]) == (dtype, threads)]
+            limits = ceilings.get(str(threads))
+            if limits is not None:
+                figures += _roofline(some, limits, dtype, threads, clock, colour)
+    series = _series(
+        rows,
+        colour,
+        lambda row: 1e9 * row[clock]["median"] / row["outputs"],
+        lambda row: max(row["error"], 1e-17),
+    )
+    if series:
+        chart = plane(series, "time per output number, ns", "relative error")
+        figures.append(_figure("Error beside time, all measured rows", chart))
+    return figures
+
+
+def _series(
+    rows: Iterable[Row], colour: Mapping[str, int], x: Any, y: Any, *, joined: bool = False
+) -> list[Series]:
+    found: dict[str, Series] = {}
+    for row in rows:
+        name = row["contestant"]
+        one = found.setdefault(name, Series(name, colour[name], joined=joined))
+        one.points.append((x(row), y(row), f"{name}: {row['case']}, {row['task']}"))
+    return [found[name] for name in sorted(found, key=lambda name: colour[name])]
+
+
+def _over_x(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+    figures = []
+    keys = dict.fromkeys((r["group"], r["task"], r["threads"], r["dtype"]) for r in rows)
+    for group, task, threads, dtype in keys:
+        some = [
+            r
+            for r in rows
+            if (r["group"], r["task"], r["threads"], r["dtype"]) == (group, task, threads, dtype)
+            and r["x"] in r["sizes"]
+        ]
+        if not group or len({r["sizes"][r["x"]] for r in some}) < 2:
+            continue
+        x = some[0]["x"]
+        some.sort(key=lambda row: float(row["sizes"][x]))
+        series = _series(
+            some,
+            colour,
+            lambda row, x=x: float(row["sizes"][x]),
+            lambda row: 1e9 * row[clock]["median"] / row["rows"],
+            joined=True,
+        )
+        chart = plane(series, x, "time per row, ns", x_log=x == "channels")
+        title = f"{group}: {task}, {dtype}, {threads} thread(s)"
+        notes = [escape(note) for note in crossovers(series, x)]
+        figures.append(_figure(title, chart, notes))
+    return figures
+
+
+def crossovers(series: Sequence[Series], x: str) -> list[str]:
+    """Who is the fastest, and from which x on another one is.
+
+    Example:
+        >>> slow = Series("slow", 0, [(1, 2.0, ""), (2, 2.0, "")])
+        >>> steep = Series("steep", 1, [(1, 1.0, ""), (2, 4.0, "")])
+        >>> crossovers([slow, steep], "L")
+        ['fastest: steep at L = 1, slow from L = 2']
+    """
+    fastest: dict[float, tuple[float, str]] = {}
+    for one in series:
+        for place, seconds, _ in one.points:
+            fastest[place] = min(fastest.get(place, (float("inf"), "")), (seconds, one.name))
+    winners = [(place, fastest[place][1]) for place in sorted(fastest)]
+    if not winners:
+        return []
+    texts = [f"{winners[0][1]} at {x} = {winners[0][0]:g}"]
+    for (_, before), (place, after) in pairwise(winners):
+        if before != after:
+            texts.append(f"{after} from {x} = {place:g}")
+    if len(texts) == 1:
+        return [f"fastest: {winners[0][1]} everywhere"]
+    return ["fastest: " + ", ".join(texts)]
+
+
+def _speed_ups(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+    figures = []
+    for task, threads, dtype in dict.fromkeys((r["task"], r["threads"], r["dtype"]) for r in rows):
+        bars = []
+        baselines = set()
+        for row in rows:
+            ratio = row.get("ratio", {}).get(clock)
+            same = (row["task"], row["threads"], row["dtype"]) == (task, threads, dtype)
+            if not same or not ratio or row["contestant"] == row["baseline"]:
+                continue
+            baselines.add(row["baseline"])
+            name = row["contestant"]
+            numbers = ratio["median"], ratio["first"], ratio["third"]
+            bars.append(Bar(row["case"], name, colour[name], *numbers))
+        if bars:
+            chart = bar_chart(bars[:MAX_BARS], f"times as fast as {', '.join(sorted(baselines))}")
+            rest = len(bars) - MAX_BARS
+            notes = [f"{rest} more rows are in the table below"] if rest > 0 else []
+            title = f"Speed-up, {task}, {dtype}, {threads} thread(s)"
+            figures.append(_figure(title, chart, notes))
+    return figures
+
+
+def _expressivity(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+    figures = []
+    some = [row for row in rows if row.get("expressivity") and row["task"] == "forward"]
+    for setting, threads, dtype in dict.fromkeys(
+        (r["group"], r["threads"], r["dtype"]) for r in some
+    ):
+        here = [
+            r for r in some if (r["group"], r["threads"], r["dtype"]) == (setting, threads, dtype)
+        ]
+        if len({row["expressivity"] for row in here}) > 1:
+            series = _series(
+                here,
+                colour,
+                lambda row: 1e9 * row[clock]["median"] / row["rows"],
+                lambda row: float(row["expressivity"]),
+                joined=True,
+            )
+            chart = plane(series, "time per row, ns", "dimension of the bilinear maps")
+            title = f"Expressivity and time, {setting}: {dtype}, {threads} thread(s)"
+            figures.append(_figure(title, chart, ["each point is a degree L, from left to right"]))
+    return figures
+
+
+def _roofline(
+    rows: Sequence[Row],
+    limits: Mapping[str, Any],
+    dtype: str,
+    threads: int,
+    clock: str,
+    colour: Mapping[str, int],
+) -> list[str]:
+    some = [row for row in rows if row.get("flops") and row.get("bytes")]
+    if not some:
+        return []
+    peak, bandwidth = limits["flops_per_second"][dtype], limits["bytes_per_second"]
+    series = _series(
+        some,
+        colour,
+        lambda row: row["flops"] / row["bytes"],
+        lambda row: row["flops"] / row[clock]["median"] / 1e9,
+    )
+    chart = plane(
+        series,
+        "counted flops per byte that must be moved",
+        "counted GFLOP per second",
+        ceiling=lambda x: min(peak, x * bandwidth) / 1e9,
+    )
+    note = f"ceiling: {bandwidth / 1e9:.1f} GB/s and {peak / 1e9:.0f} GFLOP/s, {limits['how']}"
+    return [_figure(f"Roofline, {dtype}, {threads} thread(s)", chart, [escape(note)])]
+
+
+def _figure(title: str, chart: str, notes: Sequence[str] = ()) -> str:
+    text = "".join(f"<p>{note}</p>" for note in notes)
+    return f"<figure><h3>{escape(title)}</h3>{chart}<figcaption>{text}</figcaption></figure>"
