@@ -37,35 +37,43 @@ COMMANDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A name with the options that it parses itself; or --quick or --advise alone."""
-    parser.add_argument("--quick", action="store_true", help="all families, a few small cases each")
-    parser.add_argument("--advise", metavar="MODEL", help=advise.HELP)
+    """One line of words, which `run` hands on: a name or nothing, then the options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _overview()
+    add_family_arguments(parser)
+    parser.add_argument("--advise", nargs=argparse.REMAINDER, metavar="MODEL", help=advise.HELP)
     names = {**FAMILIES, **SPECIAL, **COMMANDS}
     parser.add_argument("name", nargs="?", choices=names, help="without it: list them")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's own options")
 
 
+def _overview() -> str:
+    lines = []
+    for title, group in (("families", FAMILIES), ("special", SPECIAL), ("other", COMMANDS)):
+        lines += [f"{title}:", *(f"  {name:24}{what}" for name, what in group.items())]
+    return "\n".join(lines)
+
+
 def run(args: argparse.Namespace) -> int:
     """Lists the benchmarks, or runs the chosen one with its options."""
     if args.advise is not None:
-        return advise.main([args.advise, *([args.name] if args.name else []), *args.options])
-    name = args.name or ("all" if args.quick else None)
-    if name is None:
-        for title, group in (("families", FAMILIES), ("special", SPECIAL), ("other", COMMANDS)):
-            print(f"{title}:")
-            print("\n".join(f"  {name:24}{what}" for name, what in group.items()))
-        print("\neqtp bench NAME --help shows the options of one; --quick runs all in minutes")
+        return advise.main(args.advise)
+    if args.name is None and args.quick:
+        return run_families(list(FAMILIES), args)
+    if args.name is None:
+        print(f"{_overview()}\n\neqtp bench NAME --help: its options; --quick: all in minutes")
         return 0
-    if name in SPECIAL:
-        status: int = importlib.import_module(f"eqtp.benchmarks.{name}").main(args.options)
+    if args.name in SPECIAL:
+        module = importlib.import_module(f"eqtp.benchmarks.{args.name}")
+        status: int = module.main(args.options)
         return status
-    parser = argparse.ArgumentParser(prog=f"eqtp bench {name}")
-    if name == "compare":
+    parser = argparse.ArgumentParser(prog=f"eqtp bench {args.name}")
+    if args.name == "compare":
         compare.add_arguments(parser)
         return compare.run(parser.parse_args(args.options))
     add_family_arguments(parser)
-    options = [*["--quick"] * args.quick, *args.options]
-    return run_families(list(FAMILIES) if name == "all" else [name], parser.parse_args(options))
+    families = list(FAMILIES) if args.name == "all" else [args.name]
+    return run_families(families, parser.parse_args(args.options, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

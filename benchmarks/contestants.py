@@ -253,8 +253,9 @@ def _cue_group() -> Any:
         @classmethod
         def iterator(cls) -> Any:
             for degree in range(100):
-                yield O3(l=degree, p=-1)
-                yield O3(l=degree, p=1)
+                natural = (-1) ** degree
+                yield O3(l=degree, p=natural)
+                yield O3(l=degree, p=-natural)
 
     return O3
 
@@ -315,8 +316,9 @@ def cuequivariance(problem: TensorProductProblem, *, method: str | None = None) 
 
 
 def _rows(tensors: Tensors) -> Tensor:
+    """The weights, one set per row."""
     weight = tensors["weight"]
-    return weight if weight.ndim > 1 else weight[None]
+    return weight if weight.ndim > 1 else weight.expand(tensors["x2"].shape[0], -1)
 
 
 def openequivariance(problem: TensorProductProblem, *, on_graph: bool) -> Make:

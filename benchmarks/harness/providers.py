@@ -69,5 +69,10 @@ def versions() -> dict[str, str]:
                 reason = metadata.version(provider.distribution)
             except metadata.PackageNotFoundError:
                 reason = "installed, version unknown"
+            if (
+                name == "cuequivariance"
+                and importlib.util.find_spec("cuequivariance_ops_torch") is None
+            ):
+                reason += " without its kernels (cuequivariance-ops): its plain torch path"
         found[name] = reason
     return found
