@@ -10,14 +10,14 @@ import torch
 
 from eqtp.benchmarks.graphs import Edges
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work
-from eqtp.benchmarks.harness.counting import product_work
+from eqtp.benchmarks.harness.counting import flops_per_row, product_work
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["Choice", "Family", "product_case"]
 
-CHECKED_NUMBERS = 4_000_000
-"""Numbers of a check's widest tensors, four of them alive at a time: 32 MB in float64, and several
-times that while second derivatives are made."""
+CHECKED_NUMBERS, CHECKED_FLOPS = 1_000_000, 100_000_000
+"""Numbers of a check's widest tensor, 8 MB in float64 and many of them while second derivatives are
+made, and flops of its forward pass: as many rows are checked as keep to both, and at least 8."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def product_case(
         name=name,
         make=make,
         rows=rows,
-        check_rows=max(8, CHECKED_NUMBERS // (4 * widest)),
+        check_rows=max(8, min(CHECKED_NUMBERS // widest, CHECKED_FLOPS // flops_per_row(problem))),
         contestants=contestants,
         baseline=baseline,
         sizes=known | dict(sizes or {}),

@@ -48,6 +48,7 @@ class Options:
         seconds: Time for the timed rounds of one task of a case.
         min_rounds: Rounds at least, however long they take; 2 or more.
         max_rounds: Rounds at most.
+        most_seconds: Contestants whose calls take longer are left out, with the reason.
         memory: Whether peak memory is measured.
         only: Parts of names of contestants; the others are left out. Empty: all.
     """
@@ -57,6 +58,7 @@ class Options:
     seconds: float = 5.0
     min_rounds: int = 5
     max_rounds: int = 30
+    most_seconds: float = 10.0
     memory: bool = True
     only: Sequence[str] = ()
 
@@ -166,6 +168,7 @@ def _prepare(
         call()
         settle(options.device)
         row["setup_seconds"] = time.perf_counter() - start
+        _refuse_slow(call, options)
         row["peak_bytes"] = peak_bytes(call, options.device) if options.memory else None
         row |= {
             "paths": contestant.paths,
@@ -174,6 +177,16 @@ def _prepare(
         }
         row["outputs"] = _num_outputs(contestant, inputs)
         return _Ready(call, row, _warm_up(call, options.device))
+
+
+def _refuse_slow(call: Callable[[], object], options: Options) -> None:
+    """Refuses a contestant that would take up the run; the first call has set it up."""
+    start = time.perf_counter()
+    call()
+    settle(options.device)
+    seconds = time.perf_counter() - start
+    if seconds > options.most_seconds:
+        raise Refusal(f"a call takes {seconds:.3g} s, more than {options.most_seconds:g} s")
 
 
 def check(case: Case, task: str, contestant: Contestant, device: str = "cpu") -> Row:

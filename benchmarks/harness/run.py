@@ -37,11 +37,16 @@ FAMILIES = {
 }
 """Modules of `eqtp.benchmarks`, and what they measure."""
 
+PARALLEL = ("channelwise", "convolution", "models")
+"""Families that a full run measures with all cores as well."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every family."""
     parser.add_argument("--quick", action="store_true", help="a few small cases: minutes in all")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="default: 1; the graphs' families all cores as well"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "float64"])
     parser.add_argument("--seconds", type=float, help="timed rounds of one task of a case")
@@ -59,9 +64,6 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
     name = families[0] if len(families) == 1 else "suite"
     default = results_folder() / f"{name}{'-quick' if args.quick else ''}.json"
     output: Path = args.output or default
-    threads = args.threads or ([1] if args.quick else sorted({1, torch.get_num_threads()}))
-    if args.device != "cpu":
-        threads = threads[:1]
     record: dict[str, Any] = {
         "machine": machine() | {"device": _device_name(args.device)},
         "providers": versions(),
@@ -73,7 +75,7 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
     }
     start = time.perf_counter()
     for family in families:
-        for number in threads:
+        for number in _threads(family, args):
             for dtype in args.dtype:
                 _run_one(family, number, dtype, args, record)
                 record["seconds"] = time.perf_counter() - start
@@ -84,6 +86,16 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
     print(summary(record))
     print(f"written: {output}\n         {page}")
     return 1 if record["failed"] else 0
+
+
+def _threads(family: str, args: argparse.Namespace) -> list[int]:
+    """One thread, and all cores for the families of whole graphs, unless asked for."""
+    if args.device != "cpu":
+        return [args.threads[0] if args.threads else torch.get_num_threads()]
+    if args.threads:
+        return list(args.threads)
+    many = family in PARALLEL and not args.quick
+    return sorted({1, torch.get_num_threads()}) if many else [1]
 
 
 def _run_one(
@@ -121,13 +133,14 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     family: Family = importlib.import_module(f"eqtp.benchmarks.{args.family}")
     choice = Choice(args.quick, dtype, args.compiled, args.device)
-    seconds = args.seconds or (0.3 if args.quick else 5.0)
+    seconds = args.seconds or (0.2 if args.quick else 2.0)
     options = Options(
         device=args.device,
         threads=threads,
         seconds=seconds,
-        min_rounds=3 if args.quick else 7,
+        min_rounds=3 if args.quick else 5,
         max_rounds=10 if args.quick else 30,
+        most_seconds=2.0 if args.quick else 10.0,
         only=args.only,
     )
     cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]

@@ -1,0 +1,100 @@
+"""Comparing runs: noise and a machine's drift are no regressions, a planted slow-down is one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eqtp.benchmarks.__main__ import main
+from eqtp.benchmarks.harness.compare import compare
+
+CONTESTANTS = ("eqtp cpu", "eqtp torch", "e3nn", "other")
+THRESHOLD = 1.25
+
+
+def record(seed: int, *, slow: str = "", factor: float = 1.5, drift: float = 1.0) -> dict[str, Any]:
+    """A run of 30 cases with 5 % noise; `slow` takes `factor` times as long in one of them."""
+    noise = random.Random(seed)
+    rows = []
+    for case in range(30):
+        for number, contestant in enumerate(CONTESTANTS):
+            seconds = (
+                0.01 * (number + 1) * drift * (factor if (contestant, case) == (slow, 7) else 1)
+            )
+            samples = sorted(seconds * noise.gauss(1, 0.05) for _ in range(12))
+            times = {
+                "median": (samples[5] + samples[6]) / 2,
+                "quartiles": [samples[3], samples[8]],
+                "samples": samples,
+            }
+            rows.append(
+                {
+                    "family": "products",
+                    "case": f"case {case}",
+                    "task": "forward",
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "threads": 1,
+                    "contestant": contestant,
+                    "status": "measured",
+                    "wall": times,
+                }
+            )
+    rows.append({**rows[0], "contestant": "absent", "status": "absent"})
+    return {"machine": {"commit": str(seed)}, "rows": rows}
+
+
+def verdicts(a: dict[str, Any], b: dict[str, Any]) -> dict[Any, str]:
+    changes = compare(a, b)
+    return {
+        (change.key[1], change.key[-1]): change.verdict(THRESHOLD)
+        for change in changes
+        if change.verdict(THRESHOLD)
+    }
+
+
+def test_two_runs_of_one_commit_agree() -> None:
+    for seed in range(5):
+        assert verdicts(record(seed), record(100 + seed)) == {}
+
+
+def test_a_busier_machine_is_no_regression() -> None:
+    assert verdicts(record(0), record(1, drift=1.8)) == {}
+
+
+@pytest.mark.parametrize("slow", CONTESTANTS)
+def test_planted_slow_down_is_found(slow: str) -> None:
+    """Of any contestant, the baseline of the ratios included."""
+    assert verdicts(record(0), record(1, slow=slow)) == {("case 7", slow): "slower"}
+    assert verdicts(record(1, slow=slow), record(0)) == {("case 7", slow): "faster"}
+
+
+def test_noise_widens_the_error() -> None:
+    quiet, loud = record(0), record(1, slow="e3nn")
+    for row in loud["rows"]:
+        if row["status"] == "measured":
+            median = row["wall"]["median"]
+            row["wall"]["quartiles"] = [median * 0.4, median * 1.6]
+    assert verdicts(quiet, loud) == {}
+
+
+def test_nothing_in_common_is_an_error() -> None:
+    other = record(1)
+    for row in other["rows"]:
+        row["threads"] = 2
+    with pytest.raises(ValueError, match="in common"):
+        compare(record(0), other)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, run in (("a", record(0)), ("b", record(1, slow="eqtp cpu")), ("c", record(2))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    a, b, c = (str(tmp_path / f"{name}.json") for name in "abc")
+    assert main(["compare", a, b]) == 1
+    assert "slower   1.5" in capsys.readouterr().out.replace("1.4", "1.5")
+    assert main(["compare", a, c]) == 0
+    assert "120 rows in common, 120 unchanged" in capsys.readouterr().out

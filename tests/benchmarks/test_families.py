@@ -1,0 +1,107 @@
+"""The families: what they measure computes what it says, in every contestant that is here."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eqtp.benchmarks import convolution, so2
+from eqtp.benchmarks.__main__ import main
+from eqtp.benchmarks.graphs import GRAPHS, edges
+from eqtp.benchmarks.harness.advise import parse
+from eqtp.benchmarks.harness.case import Case
+from eqtp.benchmarks.harness.family import Choice
+from eqtp.benchmarks.harness.measure import check
+from eqtp.benchmarks.harness.run import FAMILIES
+
+FAST = ("products", "fully_connected", "symmetric_contraction", "gaunt", "matrix", "so2")
+
+
+def quick_cases(family: str, dtype: torch.dtype = torch.float64) -> list[Case]:
+    return list(importlib.import_module(f"eqtp.benchmarks.{family}").cases(Choice(dtype=dtype)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cases_are_named_and_have_their_baseline(family: str) -> None:
+    cases = quick_cases(family)
+    assert cases
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert case.family == family
+        assert case.baseline in case.contestants
+        assert case.x in case.sizes or not case.group
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_every_contestant_agrees_with_its_definition(family: str) -> None:
+    """One case of each family, in float64: far below what a wrong path or weight would leave."""
+    case = replace(quick_cases(family)[-1], check_rows=4, rows=4)
+    served = 0
+    for make in case.contestants.values():
+        try:
+            contestant = make()
+            for task in case.tasks:
+                assert check(case, task, contestant)["error"] < 1e-10
+            served += 1
+        except (NotImplementedError, ValueError):
+            continue
+    assert served >= 2
+
+
+def test_convolution_on_a_part_of_a_graph() -> None:
+    """On 30 edges of the crystal, renumbered: the check of the large graphs."""
+    case = next(convolution.cases(Choice(dtype=torch.float64)))
+    case = replace(case, check_rows=30)
+    inputs = case.inputs(30)
+    assert inputs.place.num_edges == 30
+    assert inputs.place.num_src < 54
+    for name in ("eqtp cpu", "eqtp torch", "e3nn"):
+        assert check(case, "double backward", case.contestants[name]())["checked_rows"] == 30
+
+
+def test_so2_and_harmonics_take_the_same_vectors() -> None:
+    case = replace(next(so2.cases(Choice(dtype=torch.float64))), check_rows=20)
+    assert case.inputs(20).tensors["x2"].shape == (20, 3)
+    for name in ("eqtp cg", "eqtp so2", "e3nn"):
+        assert check(case, "backward", case.contestants[name]())["error"] < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("graph", "nodes", "num_edges"),
+    [("diamond", 1000, 158_000), ("iron", 54, 2_992), ("water", 192, 10_562)],
+)
+def test_graphs_are_those_of_the_published_measurements(
+    graph: str, nodes: int, num_edges: int
+) -> None:
+    found = edges(graph)
+    assert (found.num_nodes, found.graph.num_edges) == (nodes, num_edges)
+    lengths = found.vectors.norm(dim=1)
+    assert 0.5 < float(lengths.min())
+    assert float(lengths.max()) <= GRAPHS[graph][1]
+    order = found.graph.edge_dst
+    assert bool((order.diff() >= 0).all())
+
+
+def test_unknown_graph_is_an_error() -> None:
+    with pytest.raises(ValueError, match="graph must be one of"):
+        edges("cube")
+
+
+def test_advice_is_for_the_product_that_was_asked_for() -> None:
+    large, from_vectors = parse("mace 128x0e+128x1o+128x2e")
+    assert (len(large.paths), large.weight_numel, from_vectors) == (17, 2176, True)
+    assert parse("mace-large")[0] == large
+    assert {path.mode for path in parse("escn 8x0e+8x1o")[0].paths} == {"uvw"}
+    assert parse("uvw 2x0e 3x0e 4x0e")[0].weight_numel == 24
+    assert parse("uuu 4x1o 4x1o 4x1e")[1] is False
+    with pytest.raises(ValueError, match="a product is described as"):
+        parse("mace")
+
+
+def test_command_lists_families(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(family in out for family in (*FAMILIES, "compare", "training_step"))

@@ -1,0 +1,144 @@
+"""The page: self-contained, well-formed, with everything that was measured, refused or absent."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eqtp.benchmarks.harness.charts import Bar, Series, bar_chart, plane
+from eqtp.benchmarks.harness.plots import crossovers
+from eqtp.benchmarks.harness.report import page, write_report
+from eqtp.benchmarks.harness.table import summary, table
+
+
+def row(case: int, contestant: str, seconds: float, **changes: Any) -> dict[str, Any]:
+    times = {"median": seconds, "quartiles": [0.9 * seconds, 1.2 * seconds], "samples": [seconds]}
+    ratio = {"median": 0.01 / seconds, "first": 0.009 / seconds, "third": 0.012 / seconds}
+    return {
+        "family": "products",
+        "case": f"MIMO <natural>, L = {case}",
+        "task": "forward",
+        "contestant": contestant,
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+        "rows": 100,
+        "sizes": {"L": case, "channels": 1},
+        "group": "MIMO",
+        "x": "L",
+        "baseline": "eqtp cg",
+        "status": "measured",
+        "reason": "",
+        "setup_seconds": 0.1,
+        "wall": times,
+        "cpu": times,
+        "ratio": {"wall": ratio, "cpu": ratio},
+        "error": 1e-7,
+        "peak_bytes": 1_000_000,
+        "outputs": 900,
+        "expressivity": {"eqtp cg": 10 * case, "gaunt": 4 * case}.get(contestant),
+        "seconds_per_output": seconds / 900,
+        "flops": 1e6 * case,
+        "bytes": 1e5,
+        "roofline": 0.25,
+        "paths": 5,
+        "about": 'kernel "a" & b',
+        **changes,
+    }
+
+
+def record() -> dict[str, Any]:
+    rows = []
+    for case in (1, 2, 3):
+        rows += [row(case, "eqtp cg", 0.01, bar=60.0), row(case, "gaunt", 0.03 / case**1.5)]
+        rows.append({**row(case, "e3nn", 0.1), "status": "refused", "reason": "error 1e-3 <TF32>"})
+    return {
+        "machine": {
+            "cpu": "CPU", "cores": 2, "device": "cpu", "load": [0.5], "commit": "abc",
+            "time": "now", "python": "3.11", "packages": {"torch": "2.13", "mace-torch": None},
+        },
+        "providers": {"e3nn": "0.6.0", "cuequivariance": "cuequivariance-torch is not installed"},
+        "quick": True,
+        "clock": "wall",
+        "ceilings": {
+            "1": {"bytes_per_second": 1e10, "flops_per_second": {"float32": 1e11}, "how": "C++"}
+        },
+        "failed": {"models, 1 threads, float32": "exit 1"},
+        "seconds": 12.0,
+        "rows": rows,
+    }  # fmt: skip
+
+
+def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
+    write_report(tmp_path / "suite.html", record())
+    text = (tmp_path / "suite.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.html"]
+    outside = text.replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in outside
+    assert "src=" not in outside
+    assert "prefers-color-scheme: dark" in text
+    for expected in ("refused", "error 1e-3 &lt;TF32&gt;", "FAILED", "is not installed", "MISSED"):
+        assert expected in text
+    for title in ("Roofline", "Speed-up", "Expressivity and time", "Error beside time", "MIMO: f"):
+        assert f"<h3>{title}" in text
+    assert "fastest: eqtp cg at L = 1, gaunt from L = 3" in text
+    assert "<natural>" not in text
+
+
+def test_charts_are_well_formed() -> None:
+    charts = re.findall(r"<svg.*?</svg>", page(record()))
+    assert len(charts) >= 5
+    for chart in charts:
+        ElementTree.fromstring(chart)
+        assert "nan" not in chart
+        assert "inf" not in chart
+
+
+def test_a_series_has_one_colour_in_all_charts() -> None:
+    text = page(record())
+    colours = re.findall(r"stroke:var\(--c(\d)\);stroke-width:1.5\"><title>gaunt", text)
+    assert len(colours) > 3
+    assert len(set(colours)) == 1
+
+
+def test_points_stand_where_their_numbers_say() -> None:
+    chart = plane([Series("a", 0, [(1, 1, ""), (10, 10, ""), (100, 100, "")])], "x", "y")
+    places = [
+        (float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
+    ][:3]
+    assert places[1][0] - places[0][0] == pytest.approx(places[2][0] - places[1][0], abs=0.2)
+    assert places[0][1] - places[1][1] == pytest.approx(places[1][1] - places[2][1], abs=0.2)
+    assert places[0][1] > places[1][1] > places[2][1]
+
+
+def test_bars_start_at_the_baseline() -> None:
+    bars = [Bar("case", "fast", 0, 4.0, 3.5, 4.5), Bar("case", "slow", 1, 0.25, 0.2, 0.3)]
+    chart = bar_chart(bars, "times")
+    (a, wide_a), (b, wide_b) = (
+        (float(x), float(w))
+        for x, w in re.findall(r'<rect x="([\d.]+)"[^>]*width="([\d.]+)"', chart)
+    )
+    assert a == pytest.approx(b + wide_b, abs=0.2)
+    assert wide_a == pytest.approx(wide_b, abs=0.2)
+
+
+def test_crossovers() -> None:
+    a = Series("a", 0, [(1, 1.0, ""), (2, 3.0, ""), (3, 5.0, "")])
+    b = Series("b", 1, [(1, 2.0, ""), (2, 2.0, ""), (3, 2.0, "")])
+    assert crossovers([a, b], "L") == ["fastest: a at L = 1, b from L = 2"]
+    assert crossovers([b], "L") == ["fastest: b everywhere"]
+    assert crossovers([], "L") == []
+
+
+def test_terminal_table_and_summary() -> None:
+    text = table(record()["rows"])
+    assert "MISSED" in text  # the bar of 60 against a ratio of 1
+    assert "refused: error 1e-3" in text
+    assert "10 [9, 12]" in text
+    closing = summary(record())
+    assert "6 measured, 3 refused, 0 absent" in closing
+    assert "FAILED models" in closing
