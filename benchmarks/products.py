@@ -14,13 +14,15 @@ triangle. "collapsed" adds the paths of one l3 up, so that all methods give resu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from eqtp.benchmarks.contestants import Make, e3nn, eqtp_product
-from eqtp.benchmarks.harness.case import Case
+from eqtp.benchmarks.harness.case import Case, Contestant
 from eqtp.benchmarks.harness.family import Choice, product_case
 from eqtp.benchmarks.problems import harmonics
 from eqtp.irreps import Irreps
+from eqtp.methods import get_method
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["SETTINGS", "cases", "methods", "product"]
@@ -132,8 +134,31 @@ def methods(
     if dense:
         found |= {"eqtp cg dense": ours(backend="reference"), "e3nn": e3nn(problem)}
     if not cg_only:
+        options = {"bilinear_map": bilinear_map}
         for evaluation in ("direct", "grid", "fourier"):
-            found[f"eqtp gaunt {evaluation}"] = ours(method="gaunt", evaluation=evaluation)
-        found["eqtp gaunt_full"] = ours(method="gaunt_full")
-        found["eqtp matrix"] = ours(method="matrix")
+            found[f"eqtp gaunt {evaluation}"] = on_own_paths(
+                problem, "gaunt", evaluation=evaluation, **options
+            )
+        for method in ("gaunt_full", "matrix"):
+            found[f"eqtp {method}"] = on_own_paths(problem, method, **options)
     return found
+
+
+def on_own_paths(problem: TensorProductProblem, method: str, **options: Any) -> Make:
+    """A method on those paths of a problem that it has; the column of paths says how many."""
+    degrees = [ir.l for irreps in (problem.irreps_in1, problem.irreps_out) for _, ir in irreps]
+    has_path = get_method(method, max(degrees)).has_path
+    kept = [
+        instruction
+        for instruction, path in zip(problem.instructions, problem.paths, strict=True)
+        if has_path(*problem.degrees(path))
+    ]
+    if not kept:
+        return partial(_without_paths, method)
+    irreps = problem.irreps_in1, problem.irreps_in2, problem.irreps_out
+    own = TensorProductProblem.from_instructions(*irreps, kept)
+    return eqtp_product(own, method=method, **options)
+
+
+def _without_paths(method: str) -> Contestant:
+    raise NotImplementedError(f"method {method!r} has none of the paths")

@@ -121,7 +121,7 @@ def plane(
         if one.joined:
             parts.append(_path(places, f'class="line" style="stroke:{colour}"'))
         parts += [
-            _marker(one.colour, place, colour, tip)
+            _marker(one.colour, place, tip)
             for place, (_, _, tip) in zip(places, one.points, strict=True)
         ]
     parts += _legend([(one.name, one.colour) for one in series])
@@ -135,7 +135,7 @@ def bar_chart(bars: Sequence[Bar], x_label: str, *, baseline: float = 1.0) -> st
     labels = list(dict.fromkeys(bar.label for bar in bars))
     height = TOP + BOTTOM + row * len(bars) + gap * len(labels)
     values = [baseline, *(v for bar in bars for v in (bar.low, bar.high))]
-    x = _axis(values, left, WIDTH - RIGHT, True)
+    x = _axis(values, left, WIDTH - RIGHT - 30, True)  # numbers stand behind the bars
     bottom = height - BOTTOM
     parts = _x_grid(x, TOP, bottom, x_label)
     top = float(TOP)
@@ -161,7 +161,7 @@ def _one_bar(bar: Bar, x: _Axis, baseline: float, top: float, row: int) -> str:
     return (
         f'<g><title>{tip}</title><rect x="{start:.1f}" y="{top + 2:.1f}" rx="2" '
         f'width="{max(stop - start, 1):.1f}" height="{row - 4}" '
-        f'style="fill:var(--c{bar.colour % NUM_COLOURS})"/>'
+        f'style="{_paint(bar.colour)}"/>'
         f'<line class="axis" x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{middle:.1f}" '
         f'y2="{middle:.1f}"/></g>'
         + _text(max(x(bar.high), stop) + 5, middle + 4, f"{bar.value:.2g}", css="soft")
@@ -211,21 +211,27 @@ def _legend(names: Sequence[tuple[str, int]]) -> list[str]:
     parts = []
     for row, (name, colour) in enumerate(names):
         place = (WIDTH - RIGHT + 18, TOP + 8 + 18 * row)
-        parts.append(_marker(colour, place, f"var(--c{colour % NUM_COLOURS})", name))
+        parts.append(_marker(colour, place, name))
         parts.append(_text(place[0] + 12, place[1] + 4, _short(name, 26)))
     return parts
 
 
-def _marker(kind: int, place: tuple[float, float], colour: str, tip: str) -> str:
-    """A circle, square, triangle or diamond; the second round of colours is hollow."""
+def _paint(kind: int) -> str:
+    """The style of a marker or bar; the second round of colours is hollow."""
+    colour = f"var(--c{kind % NUM_COLOURS})"
+    fill = colour if kind < NUM_COLOURS else "var(--page)"
+    return f"fill:{fill};stroke:{colour};stroke-width:1.5"
+
+
+def _marker(kind: int, place: tuple[float, float], tip: str) -> str:
+    """A circle, square, triangle or diamond."""
     x, y = place
     corners = {
         1: ((-4, -4), (4, -4), (4, 4), (-4, 4)),
         2: ((0, -5), (5, 4), (-5, 4)),
         3: ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
     }.get(kind % 4)
-    fill = colour if kind < NUM_COLOURS else "var(--page)"
-    style = f'style="fill:{fill};stroke:{colour};stroke-width:1.5"'
+    style = f'style="{_paint(kind)}"'
     title = f"<title>{escape(tip)}</title>"
     if corners is None:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {style}>{title}</circle>'

@@ -79,7 +79,7 @@ def test_graphs_are_those_of_the_published_measurements(
     found = edges(graph)
     assert (found.num_nodes, found.graph.num_edges) == (nodes, num_edges)
     lengths = found.vectors.norm(dim=1)
-    assert 0.5 < float(lengths.min())
+    assert float(lengths.min()) > 0.5
     assert float(lengths.max()) <= GRAPHS[graph][1]
     order = found.graph.edge_dst
     assert bool((order.diff() >= 0).all())
