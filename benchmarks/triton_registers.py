@@ -216,18 +216,28 @@ def compile_matrices(
 
 
 def compile_source(
-    source: str, name: str, types: Mapping[str, str], launch: Launch, target: str
+    source: str,
+    name: str,
+    types: Mapping[str, str],
+    launch: Launch,
+    target: str,
+    constants: Mapping[str, object] | None = None,
 ) -> Usage:
-    """Compiles the function `name` of a source; `types` are those of its arguments."""
+    """Compiles the function `name` of a source; `types` are those of its arguments.
+
+    Constants, the arguments that the compiler is to know, come after those.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     pointers = (i for i, kind in enumerate(types.values()) if kind.startswith("*"))
     aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    known = dict(constants or {})
+    signature = {**types, **dict.fromkeys(known, "constexpr")}
     start = _cpu_seconds()
     compiled = triton.compile(
-        ASTSource(load_function(source, name), dict(types), {}, aligned),
+        ASTSource(load_function(source, name), signature, known, aligned),
         target=GPUTarget(*TARGETS[target]),
         options={
             "num_warps": launch.num_warps,

@@ -85,7 +85,7 @@ def so2_convolution(
     )
     if scale is not None:
         y = scaled(y, scale, frame_in)
-    y = so2_linear(y, weights, frame_in, frame_out)
+    y = so2_linear(y, weights, frame_in, frame_out, backend=backend)
     return rotate_from_edge(
         y,
         vectors,

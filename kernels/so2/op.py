@@ -39,7 +39,7 @@ __all__ = [
     "why_not",
 ]
 
-IMPLEMENTED = ("cpu", "torch", "reference")
+IMPLEMENTED = ("triton", "cpu", "torch", "reference")
 
 
 def rotate_to_edge(
@@ -153,6 +153,8 @@ def so2_linear(
     weights: Sequence[Tensor],
     frame_in: FrameLayout,
     frame_out: FrameLayout,
+    *,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "num_edges dim_out"]:
     """Linear maps that commute with turns about +y, order by order.
 
@@ -165,6 +167,9 @@ def so2_linear(
             [num_edges, ...], every edge's own.
         frame_in: Order of y.
         frame_out: Order of the result; its m_max must be that of frame_in.
+        backend: See `eqtp.backend`. Triton multiplies float32 on tensor cores, by three products of
+            TF32 numbers, or by one where `torch.set_float32_matmul_precision` allows it; weights
+            per edge and other dtypes are torch's products everywhere.
 
     Raises:
         ValueError: Frames or shapes disagree.
@@ -178,6 +183,11 @@ def so2_linear(
     check_weights(len(y), weights, frame_in, frame_out)
     if y.shape[1:] != (frame_in.dim,):
         raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
+    kernel = choose(frame_in, backend, y.dtype, y.device.type)
+    if kernel == "triton" and _is_plain_float32(y, weights):
+        from eqtp.kernels.so2 import _triton_linear
+
+        return _triton_linear.linear(y, weights, frame_in, frame_out)
     parts = y.split(frame_in.widths, dim=1)
     outs = []
     for m, (part, weight) in enumerate(zip(parts, weights, strict=True)):
@@ -199,6 +209,17 @@ def scaled(
     check_scale(len(y), scale, frame)
     first, *others = scale.split([frame.width(m) for m in range(frame.m_max + 1)], 1)
     return y * torch.cat([first, *(part for other in others for part in (other, other))], 1)
+
+
+def _is_plain_float32(y: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernel of the linear maps takes these, outside of what only torch's ops know."""
+    return (
+        y.dtype == torch.float32
+        and all(weight.ndim == 3 and weight.dtype == torch.float32 for weight in weights)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not is_autocast(y)
+    )
 
 
 def _matrix(weight: Tensor, m: int) -> Tensor:
@@ -274,7 +295,12 @@ def why_not(backend: str, frame: FrameLayout, dtype: torch.dtype) -> str | None:
         return f"it computes in float32 or float64, got {dtype}"
     if backend == "cpu" and frame.lmax > MAX_DEGREE:
         return f"it computes up to degree {MAX_DEGREE}, got {frame.lmax}"
-    return why_unavailable(backend)
+    obstacle = why_unavailable(backend)
+    if backend == "triton" and obstacle is None:
+        from eqtp.kernels.so2 import _triton  # only where it is going to be used
+
+        obstacle = _triton.why_unsupported(frame, dtype)
+    return obstacle
 
 
 def check_features(
