@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Literal
 
@@ -141,7 +142,7 @@ class PathGate(nn.Module):
         for path in order:
             best.setdefault(problem.irreps_out[problem.paths[path].i_out].ir, path)
         chosen = set(best.values())
-        count = max(1, round(self.keep * len(order)))
+        count = math.ceil(self.keep * len(order) - 1e-9)  # as a quantile of the scores does
         others = [path for path in order if path not in chosen]
         return tuple(sorted(chosen | set(others[: max(0, count - len(chosen))])))
 

@@ -61,8 +61,13 @@ def fit(
         rank=rank,
         world_size=world_size,
     )
-    steps = len(sampler)
-    add_gates(model, training.path_gate, steps_per_epoch=steps, seed=training.seed)
+    add_gates(
+        model,
+        training.path_gate,
+        max_epochs=training.max_epochs,
+        steps_per_epoch=len(sampler),
+        seed=training.seed,
+    )
     module = TrainingModule(
         model,
         training,

@@ -20,14 +20,15 @@ class PathGateConfig(Section):
 
     Attributes:
         keep: Share of the paths of each layer's convolution that stay.
-        random_epochs: Length of the phase with random sets of paths.
-        top_epochs: Length of the phase with the paths of the highest scores; then they are
-            frozen, and training and the saved model run on these paths only.
+        random_epochs: Length of the phase with random sets of paths: a fraction of `max_epochs`
+            below 1, or a number of epochs.
+        top_epochs: Length of the phase with the paths of the highest scores, likewise; then they
+            are frozen, and training and the saved model run on these paths only.
     """
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
-    random_epochs: Annotated[float, Field(ge=0)] = 2
-    top_epochs: Annotated[float, Field(ge=0)] = 1
+    random_epochs: Annotated[float, Field(ge=0)] = 0.15
+    top_epochs: Annotated[float, Field(ge=0)] = 0.05
 
     @model_validator(mode="before")
     @classmethod
@@ -50,17 +51,22 @@ def refuse_pair_gate(given: Any, keys: Sequence[str] = ("pair_gate",)) -> Any:
 
 
 def add_gates(
-    model: nn.Module, config: PathGateConfig | None, *, steps_per_epoch: int, seed: int
+    model: nn.Module,
+    config: PathGateConfig | None,
+    *,
+    max_epochs: int,
+    steps_per_epoch: int,
+    seed: int,
 ) -> None:
     """Puts the gates of a config on a model, unless it has them."""
-    if config is not None and not path_gates(model):
-        gate_paths(
-            model,
-            config.keep,
-            random_steps=round(config.random_epochs * steps_per_epoch),
-            top_steps=round(config.top_epochs * steps_per_epoch),
-            seed=seed,
-        )
+    if config is None or path_gates(model):
+        return
+
+    def steps(epochs: float) -> int:
+        return round((epochs * max_epochs if epochs < 1 else epochs) * steps_per_epoch)
+
+    random_steps, top_steps = steps(config.random_epochs), steps(config.top_epochs)
+    gate_paths(model, config.keep, random_steps=random_steps, top_steps=top_steps, seed=seed)
 
 
 def set_gates(

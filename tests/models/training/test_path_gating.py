@@ -28,7 +28,7 @@ model: {hidden_irreps: 4x0e+4x1o, max_ell: 2, correlation: 2, r_max: 3.0, radial
 data: {train_file: water.xyz, e0s: {H: -1.0, O: -2.0}}
 training:
   {max_epochs: 4, batch_size: 4, lr: 0.02, accelerator: cpu, num_threads: 1,
-   path_gate: {keep: 0.5, random_epochs: 1.5, top_epochs: 0.5}}
+   path_gate: {keep: 0.5, random_epochs: 1.5, top_epochs: 0.125}}
 checkpoint: {interval_steps: 1}
 """
 
