@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from eqtp.files import write_atomically
+
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "e3nn", "mace-torch", "torch-geometric", "numpy")
 
@@ -154,11 +156,9 @@ def worker(module: str, threads: int, *options: object) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record as JSON: to a temporary file of the same folder, then os.replace."""
+    """Writes a record as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _cpu_model() -> str:

@@ -10,8 +10,8 @@ budget, so that every run anneals to the end.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from eqtp.benchmarks.threebpa import ThreeBPA, collate
 from eqtp.benchmarks.timing import machine, write_json
+from eqtp.files import write_atomically
 from eqtp.models.training.structure import Structure
 
 EVALUATIONS = 20
@@ -280,7 +281,7 @@ def plot(records: Mapping[str, dict[str, Any]], path: Path) -> None:
     axes[0].set_ylabel("force RMSE [meV/Å]")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(temporary, dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
+    write_atomically(path, image.getvalue())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from eqtp.files import write_atomically
 from eqtp.models.registry import MODEL_MODULES, model_class
 
 if TYPE_CHECKING:
@@ -59,16 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(
             f"the folder of a model file must exist, got '{path}': create '{path.parent}' first"
         )
-    data = serialize(*_contents(model))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, serialize(*_contents(model)))
 
 
 def load(

@@ -19,21 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from eqtp.files import write_atomically
+
 _HEADER = re.compile(rb"eqtp-checkpoint 1 ([0-9a-f]{64}) ([0-9]+)")
 
 
 class CorruptCheckpointError(ValueError):
     """The file is not a whole checkpoint."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment the path holds the old or the new content, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

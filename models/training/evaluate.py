@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 import eqtp.models
-from eqtp.models.training.checkpoint import RunDirectory, write_atomically
+from eqtp.files import write_atomically
+from eqtp.models.training.checkpoint import RunDirectory
 from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.datasets import NAMES, load_named
 from eqtp.models.training.evaluation import evaluate

@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from eqtp.files import write_atomically
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT = 5.0  # seconds until a server that does not answer counts as absent
@@ -87,7 +88,8 @@ class Lookup:
             _LOG.warning("%s: %s is not the published file (git blob id) and not used", name, url)
             return None
         _LOG.info("%s: downloaded from %s", name, url)
-        _store(content, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
         return target
 
 
@@ -110,16 +112,3 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "eqtp"
-
-
-def _store(content: bytes, target: Path) -> None:
-    """Writes a file whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

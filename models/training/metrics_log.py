@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from eqtp.models.training.checkpoint import RunDirectory, write_atomically
+from eqtp.files import write_atomically
+from eqtp.models.training.checkpoint import RunDirectory
 
 Row = Mapping[str, float | int]
 

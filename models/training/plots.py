@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from eqtp.files import write_atomically
 from eqtp.models.training.evaluation import Evaluation
 
 # Points drawn per panel; more only make the file slower to look at.
@@ -96,7 +98,7 @@ def _save(figure: Figure, path: Path) -> Path:
     """Draws without a display, and without touching pyplot's state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    write_atomically(path, image.getvalue())
     return path

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eqtp.models.training.checkpoint import write_atomically
+from eqtp.files import write_atomically
 from eqtp.models.training.evaluation import Evaluation
 from eqtp.models.training.published import PUBLISHED
 

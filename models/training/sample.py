@@ -16,9 +16,7 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 from tqdm import tqdm
 
+from eqtp.files import write_atomically
 from eqtp.models.training.labels import attach_labels
 from eqtp.models.training.reading import read
 
@@ -157,15 +156,7 @@ def write(frames: Sequence[Atoms], path: Path) -> None:
     compress = _COMPRESSORS.get(path.suffix)
     if compress is not None:
         content = compress(content)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, content)
 
 
 def _plan(args: argparse.Namespace) -> list[Trajectories]:

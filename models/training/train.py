@@ -11,12 +11,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 import eqtp.models
+from eqtp.files import write_atomically
 from eqtp.models.blocks.path_gates import explain_gates, prune_paths
 from eqtp.models.training.checkpoint import (
     CorruptCheckpointError,
     RunDirectory,
     read_checkpoint,
-    write_atomically,
 )
 from eqtp.models.training.config import Config, load_config, presets
 from eqtp.models.training.data import StructureDataset
