@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-__all__ = ["degrees", "equivariant_norm", "shares"]
+__all__ = ["degrees", "equivariant_norm"]
 
 
 def equivariant_norm(
@@ -23,23 +23,26 @@ def equivariant_norm(
     lmax, channels = len(gain) - 1, x.shape[2]
     scalars, others = x.split([1, x.shape[1] - 1], dim=1)
     x = torch.cat([scalars - scalars.mean(2, keepdim=True), others], dim=1)
-    mean_square = x.square().sum(2) @ shares(lmax, channels).to(x)
+    index, share = _constants(lmax, channels, x.dtype, x.device)
+    mean_square = x.square().sum(2) @ share
     x = x * (mean_square + eps).rsqrt()[:, None, None]
-    x = x * gain.index_select(0, degrees(lmax).to(x.device))
+    x = x * gain.index_select(0, index)
     scalars, others = x.split([1, x.shape[1] - 1], dim=1)
     scalars = scalars + bias
     return torch.cat([silu(scalars) if activation else scalars, others], dim=1)
 
 
-@lru_cache
-@torch.inference_mode(False)  # kept tensors must serve later calls that record gradients
 def degrees(lmax: int) -> Tensor:
     """The degree l of each of the (lmax + 1)^2 components."""
     return torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])
 
 
 @lru_cache
-@torch.inference_mode(False)
-def shares(lmax: int, channels: int) -> Tensor:
-    """What the square of each component counts, float64."""
-    return 1 / ((lmax + 1) * (2 * degrees(lmax) + 1) * channels).double()
+@torch.inference_mode(False)  # kept tensors must serve later calls that record gradients
+def _constants(
+    lmax: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The components' degrees, and what the square of each counts."""
+    index = degrees(lmax)
+    share = 1 / ((lmax + 1) * (2 * index + 1) * channels).double()
+    return index.to(device), share.to(device, dtype)

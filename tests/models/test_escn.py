@@ -313,6 +313,14 @@ def test_the_last_layer_makes_scalars() -> None:
     assert [layer(x, nothing).shape[1] for layer in grid.layers] == [9, 9]
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_backends_agree(backend: str) -> None:
+    expected = run(make(lmax=3, m_max=2), crystal(), compute_stress=True)
+    found = run(make(lmax=3, m_max=2, backend=backend), crystal(), compute_stress=True)
+    for key in ("node_energy", "forces", "stress"):
+        assert_close(found[key], expected[key])
+
+
 def test_float32_forces() -> None:
     double, single = make(lmax=3, m_max=2), make(lmax=3, m_max=2).float()
     output = single(from_ase(along_y(), 4.0, dtype=torch.float32))
