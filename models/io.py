@@ -105,12 +105,18 @@ def load(
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of the file that describes `model`."""
     from eqtp import __version__
+    from eqtp.nn import PathGate
 
     name = type(model).__name__
     if name not in MODEL_MODULES or model_class(name) is not type(model):
         raise TypeError(
             f"a saved model must be one of {', '.join(MODEL_MODULES)} itself, got"
             f" {type(model).__module__}.{name}: save the potential, not a wrapper around it"
+        )
+    if any(isinstance(module, PathGate) for module in model.modules()):
+        raise TypeError(
+            "a saved model must have no path gates, which belong to training, got a gated one: "
+            "save eqtp.models.prune_paths(model)"
         )
     tensors = {}
     for key, value in model.state_dict().items():

@@ -104,7 +104,10 @@ def test_the_first_layer_has_a_path_per_degree_and_keeps_all(model: MACE) -> Non
 
 
 def test_pruned_models_are_saved_and_loaded(model: MACE, data: Any, tmp_path: Path) -> None:
-    pruned = prune_paths(gated(model)).eval()
+    model = gated(model)
+    with pytest.raises(TypeError, match=r"save eqtp.models.prune_paths\(model\)"):
+        eqtp.models.save(model, tmp_path / "gated.safetensors")
+    pruned = prune_paths(model).eval()
     eqtp.models.save(pruned, tmp_path / "pruned.safetensors")
     loaded = eqtp.models.load(tmp_path / "pruned.safetensors")
     assert loaded.hyperparameters == pruned.hyperparameters | {"backend": "auto"}
