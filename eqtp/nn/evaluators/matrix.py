@@ -119,22 +119,17 @@ class MatrixProduct:
         products: list[tuple[Sector, Kind]] = []
         for sector in (sector for sector in sectors if sector.odd):
             for other in even:
-                numbers = {
-                    b for one in (sector, other) for group in one.result.blocks for b in group
-                }
-                result = function_of(sector.result.irreps, numbers, sector.result.summed)
-                both = replace(other, result=result)
+                both = replace(other, result=_union(sector.result, other.result))
                 coupled = {*self._coupled(both), *self._coupled(replace(both, odd=True))}
-                if (sector.first, sector.second) == (
-                    other.first,
-                    other.second,
-                ) and coupled <= given:
+                same = sector.first == other.first and sector.second == other.second
+                if same and coupled <= given:
                     even.remove(other)
                     products.append((both, "product"))
                     break
             else:
                 products.append((sector, "commutator"))
-        return tuple(products) + tuple((sector, "anticommutator") for sector in even)
+        products += [(sector, "anticommutator") for sector in even]
+        return tuple(products)
 
     def _coupled(self, sector: Sector) -> list[Triple]:
         sides = [sector.first, sector.second, sector.result]
@@ -270,3 +265,9 @@ class MatrixProduct:
                 f"path {flops_per_row(self.problem):,} per row",
             ]
         )
+
+
+def _union(one: Function, other: Function) -> Function:
+    """The blocks of both."""
+    numbers = {*itertools.chain(*one.blocks), *itertools.chain(*other.blocks)}
+    return function_of(one.irreps, numbers, one.summed)
