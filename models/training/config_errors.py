@@ -32,7 +32,7 @@ def explain(error: ValidationError, source: str, schema: Schema) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{key!r} is missing")
         elif problem["type"] == "union_tag_invalid":
-            got = problem["ctx"]["tag"]
+            got = problem.get("ctx", {}).get("tag")
             lines.append(
                 f"{key}.name must be one of {', '.join(_model_configs(schema))}, got {got!r}"
             )
