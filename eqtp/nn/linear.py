@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -133,20 +135,24 @@ class Linear(nn.Module):
         self, weight: Float[Tensor, " weight_numel"], keep: Sequence[int]
     ) -> Float[Tensor, " pruned_numel"]:
         """The weights of `prune(keep)`: those of the blocks, for the fewer channels summed over."""
-        outputs = {
-            ir: sum(m for m, other in self.irreps_out if other == ir) for _, ir in self.irreps_in
-        }
-        parts = weight.split([mul * outputs[ir] for mul, ir in self.irreps_in])
-
-        def channels(ir: Irrep, blocks: Iterable[int]) -> int:
-            return sum(self.irreps_in[b].mul for b in blocks if self.irreps_in[b].ir == ir)
-
-        everything = range(len(self.irreps_in))
-        kept = []
+        blocks = list(self.irreps_in)
+        parts = weight.split([mul * self._channels_fed[ir] for mul, ir in blocks])
+        everything: Counter[Irrep] = Counter()
+        kept: Counter[Irrep] = Counter()
+        for mul, ir in blocks:
+            everything[ir] += mul
         for block in keep:
-            ir = self.irreps_in[block].ir
-            kept.append(parts[block] * (channels(ir, keep) / channels(ir, everything)) ** 0.5)
-        return torch.cat([*kept, weight[:0]])
+            kept[blocks[block].ir] += blocks[block].mul
+        scales = {ir: (count / everything[ir]) ** 0.5 for ir, count in kept.items()}
+        return torch.cat([*(parts[b] * scales[blocks[b].ir] for b in keep), weight[:0]])
+
+    @cached_property
+    def _channels_fed(self) -> dict[Irrep, int]:
+        """Channels of the result of each irrep of x."""
+        return {
+            irrep: sum(mul for mul, ir in self.irreps_out if ir == irrep)
+            for irrep in {ir for _, ir in self.irreps_in}
+        }
 
     def _matrix_products(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map as one matrix product per irrep in plain torch."""
