@@ -82,7 +82,7 @@ def _constants(problem: GauntContractionProblem, bases: _Bases) -> str:
         _table("int", "PLACE_IN", places_in),
         _table("int", "BLOCK_OUT", block_of_component(problem.degrees_out)),
         _table("int", "PLACE_OUT", places_out),
-        _table("real", "NORM", norm),
+        _table("real", "SCALE", [1.0] * problem.power_weights(0).start + norm),
     ]
     for power, name in enumerate(bases.stages, start=1):
         places = {h: place for place, h in enumerate(bases.harmonics(name))}
@@ -119,31 +119,31 @@ template <int PARTS> INLINE void add_constant(Number<PARTS>& sum, vec c, const N
 template <int PARTS> struct Terms : Rows {
     typedef Number<PARTS> Value;
     static constexpr int WEIGHTS = Polynomials::num_weights;
-    vec weights[WEIGHTS], bar_weights[WEIGHTS];
+    vec weights[WEIGHTS], bar_weights[WEIGHTS];  // w as w n, and their derivatives
 
     explicit Terms(const Arguments& a) : Rows{a} {}
 
     void begin(int64_t element) {
         const real* const weight = a.weight + element * WEIGHTS * a.channels + channel;
         for (int i = 0; i < WEIGHTS; ++i) {
-            weights[i] = read(weight + i * a.channels);
+            weights[i] = SCALE[i] * read(weight + i * a.channels);
             bar_weights[i] = vec{};
         }
     }
     void share_of_weights(real* share) const {
-        for (int i = 0; i < WEIGHTS; ++i) write(share + i * a.channels + channel, bar_weights[i]);
+        for (int i = 0; i < WEIGHTS; ++i)
+            write(share + i * a.channels + channel, SCALE[i] * bar_weights[i]);
     }
     static int power_weight(int component, int power) {
         return POWER_WEIGHTS + BLOCK_OUT[component] * POWERS + power - 1;
     }
-    static real norm(int component, int power) {
-        return NORM[BLOCK_OUT[component] * POWERS + power - 1];
-    }
     // f = sum_b u_b x_b
     void combine(const Value* x, int first, Value* f) const {
+#pragma GCC unroll 128
         for (int i = 0; i < DIM_IN; ++i) add(f[PLACE_IN[i]], weights[first + BLOCK_IN[i]], x[i]);
     }
     void combine_reverse(const Value* x, int first, const Value* bar_f, Value* bar_x) {
+#pragma GCC unroll 128
         for (int i = 0; i < DIM_IN; ++i) {
             const int u = first + BLOCK_IN[i];
             add(bar_x[i], weights[u], bar_f[PLACE_IN[i]]);
@@ -152,24 +152,28 @@ template <int PARTS> struct Terms : Rows {
     }
     // out_L += w_k n_k P_L(B_k), parts of the result alone
     void add_result(int power, const Number<1>* parts, Number<1>* out) const {
+#pragma GCC unroll 128
         for (int i = 0; i < DIM_OUT; ++i)
-            add(out[i], norm(i, power) * weights[power_weight(i, power)], parts[PLACE_OUT[i]]);
+            add(out[i], weights[power_weight(i, power)], parts[PLACE_OUT[i]]);
     }
     void add_bar_weights(int power, const Number<1>* parts, const Number<1>* grad) {
+#pragma GCC unroll 128
         for (int i = 0; i < DIM_OUT; ++i)
-            bar_weights[power_weight(i, power)] +=
-                norm(i, power) * inner(grad[i], parts[PLACE_OUT[i]]);
+            bar_weights[power_weight(i, power)] += inner(grad[i], parts[PLACE_OUT[i]]);
     }
     // Derivatives of sum(grad * out) in P_L(B_k)
     void bar_parts(int power, const Number<1>* grad, Number<1>* bar) const {
+#pragma GCC unroll 128
         for (int i = 0; i < DIM_OUT; ++i)
-            add(bar[PLACE_OUT[i]], norm(i, power) * weights[power_weight(i, power)], grad[i]);
+            add(bar[PLACE_OUT[i]], weights[power_weight(i, power)], grad[i]);
     }
     // Between the harmonics of the result and those of B_k
     static void pick(const int* from, const Value* b, Number<1>* parts) {
+#pragma GCC unroll 128
         for (int i = 0; i < Out::SIZE; ++i) parts[i] = from[i] < 0 ? Number<1>{} : last(b[from[i]]);
     }
     static void unpick(const int* from, const Number<1>* bar, Value* bar_b) {
+#pragma GCC unroll 128
         for (int i = 0; i < Out::SIZE; ++i)
             if (from[i] >= 0) add_constant(bar_b[from[i]], vec{} + 1, bar[i]);
     }
@@ -307,11 +311,13 @@ static void multiply_reverse(Left, const Number<PARTS>* left, Number<PARTS>* bar
 // to = v_J from_J
 template <class B, int PARTS>
 INLINE void scale(B, const vec* v, const Number<PARTS>* from, Number<PARTS>* to) {
+#pragma GCC unroll 128
     for (int i = 0; i < B::SIZE; ++i) to[i] = times(v[B::DEGREE[i]], from[i]);
 }
 template <class B, int PARTS>
 INLINE void scale_reverse(B, const vec* v, const Number<PARTS>* from, const Number<PARTS>* bar_to,
                           vec* bar_v, Number<PARTS>* bar_from) {
+#pragma GCC unroll 128
     for (int i = 0; i < B::SIZE; ++i) {
         add(bar_from[i], v[B::DEGREE[i]], bar_to[i]);
         bar_v[B::DEGREE[i]] += inner(bar_to[i], from[i]);

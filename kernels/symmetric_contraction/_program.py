@@ -17,16 +17,15 @@ direction h of x is the derivative of every statement (`tangent`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from eqtp.kernels.codegen.program import Product, Statement, Variable
+from eqtp.kernels.codegen.tangent import TANGENT
 from eqtp.kernels.symmetric_contraction._factors import Factorisation, Row
 
-__all__ = ["RESULTS", "SUMS", "TANGENT", "needed", "row_statements", "tangent"]
+__all__ = ["RESULTS", "SUMS", "row_statements"]
 
 RESULTS = ("out", "grad_x", "grad_weight")
-TANGENT = "along_"
-"""What the names of derivatives begin with."""
 SUMS = frozenset(prefix + name for name in (*RESULTS, "bar") for prefix in ("", TANGENT))
 """What several statements add to."""
 
@@ -160,42 +159,3 @@ def _v(name: str, *indices: int) -> Variable:
 
 def _p(*variables: Variable) -> Product:
     return Product(variables)
-
-
-def tangent(statements: Sequence[Statement], directions: Mapping[str, str]) -> Iterator[Statement]:
-    """The statements, each with the derivative along directions of the operands.
-
-    Args:
-        statements: In order; several may add to one variable.
-        directions: Operand -> name of its direction; the others are constant.
-    """
-    moving: set[Variable] = set()
-
-    def derivative(variable: Variable) -> Variable | None:
-        if variable.name in directions:
-            return Variable(directions[variable.name], variable.indices)
-        return Variable(TANGENT + variable.name, variable.indices) if variable in moving else None
-
-    for statement in statements:
-        yield statement
-        products = tuple(
-            Product((*factors[:i], along, *factors[i + 1 :]), coefficient)
-            for factors, coefficient in statement.products
-            for i, factor in enumerate(factors)
-            if (along := derivative(factor)) is not None
-        )
-        if products:
-            moving.add(statement.target)
-            target = Variable(TANGENT + statement.target.name, statement.target.indices)
-            yield Statement(target, statement.kind, products)
-
-
-def needed(statements: Sequence[Statement], results: Collection[str]) -> list[Statement]:
-    """The statements that results depend on, in the same order."""
-    read: set[Variable] = set()
-    kept = []
-    for statement in reversed(statements):
-        if statement.target.name in results or statement.target in read:
-            kept.append(statement)
-            read.update(factor for product in statement.products for factor in product.factors)
-    return kept[::-1]

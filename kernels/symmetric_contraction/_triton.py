@@ -29,16 +29,18 @@ import torch
 from torch import Tensor
 
 from eqtp.kernels.codegen.polynomial_ops import Polynomials
+from eqtp.kernels.codegen.polynomial_triton import (
+    ARITHMETIC,
+    TRITON_NAME,
+    Items,
+    lanes,
+    sum_items,
+)
 from eqtp.kernels.codegen.program import Variable
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.symmetric_contraction._factors import factorise
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
-from eqtp.kernels.symmetric_contraction._triton_source import (
-    FUNCTION,
-    SUM_ITEMS,
-    SUM_ITEMS_FUNCTION,
-    Kernel,
-)
+from eqtp.kernels.symmetric_contraction._triton_source import FUNCTION, Kernel
 from eqtp.kernels.symmetric_contraction.config import (
     TRITON_ITEM_NODES,
     TRITON_MAX_COUPLINGS,
@@ -49,14 +51,6 @@ from eqtp.symmetric_problem import SymmetricContractionProblem
 
 __all__ = ["Pass", "polynomials", "run", "why_unsupported"]
 
-_ARITHMETIC = {
-    torch.float64: torch.float64,
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
-_TRITON_NAME = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
-
 
 def polynomials(text: str) -> Polynomials:
     """The contraction of a problem's text."""
@@ -66,8 +60,8 @@ def polynomials(text: str) -> Polynomials:
 
 def why_unsupported(problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot serve a contraction; None where they can."""
-    if dtype not in _ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, _ARITHMETIC))}, got {dtype}"
+    if dtype not in ARITHMETIC:
+        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
     couplings = _num_couplings(problem)
     if couplings > TRITON_MAX_COUPLINGS:
         return (
@@ -172,7 +166,7 @@ class Pass:
             results=self.results,
             dual=self.dual,
             begun=frozenset(),
-            real=_TRITON_NAME[self.arithmetic],
+            real=TRITON_NAME[self.arithmetic],
             channels=self.launch.channels,
         )
 
@@ -222,7 +216,7 @@ def _run_items(
     if not plan.kernels or len(element) == 0:
         total.zero_()
         return
-    items = _Items.of_elements(element, total.shape[0])
+    items = Items.of_elements(element, total.shape[0], TRITON_ITEM_NODES)
     make = torch.empty if plan.covers("grad_weight", problem.num_paths) else torch.zeros
     number, numel = len(items.start), problem.num_paths * problem.num_channels
     shares = make(number, numel, dtype=plan.arithmetic, device=element.device)
@@ -234,12 +228,7 @@ def _run_items(
         "item_stop": items.stop,
     }
     _launch(plan, tensors, number)
-    block = 256
-    grid = (total.shape[0], -(-numel // block))
-    function = load_function(SUM_ITEMS, SUM_ITEMS_FUNCTION)
-    function[grid](
-        *(shares, items.pointers, total, numel), BLOCK=block, num_warps=4, enable_fp_fusion=True
-    )
+    sum_items(shares, items, total)
 
 
 def _launch(plan: Pass, tensors: dict[str, Tensor], programs: int) -> None:
@@ -257,47 +246,11 @@ def _launch(plan: Pass, tensors: dict[str, Tensor], programs: int) -> None:
         load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Work of the programs: some nodes of one element.
-
-    Attributes:
-        node: The nodes in the order of their elements.
-        start: First position in this order, of every item; some behind the last have no nodes.
-        stop: The position behind the last.
-        pointers: First item of every element, and the end.
-    """
-
-    node: Tensor
-    start: Tensor
-    stop: Tensor
-    pointers: Tensor
-
-    @classmethod
-    def of_elements(cls, element: Tensor, num_elements: int) -> _Items:
-        device = element.device
-        ordered, node = element.sort(stable=True)
-        bounds = torch.arange(num_elements + 1, device=device)
-        first = torch.searchsorted(ordered, bounds)
-        counts = first.diff()
-        pieces = (counts + TRITON_ITEM_NODES - 1) // TRITON_ITEM_NODES
-        pointers = torch.nn.functional.pad(pieces.cumsum(0), (1, 0))
-        # sum(ceil(count / n)) <= sum(count) / n + the number of elements with nodes
-        bound = len(node) // TRITON_ITEM_NODES + min(num_elements, len(node))
-        item = torch.arange(bound, device=device)
-        owner = torch.searchsorted(pointers, item, right=True) - 1
-        is_used = owner < num_elements
-        owner = owner.clamp(max=num_elements - 1)
-        start = first[owner] + (item - pointers[owner]) * TRITON_ITEM_NODES
-        stop = torch.minimum(start + TRITON_ITEM_NODES, first[owner + 1])
-        return cls(node, start, torch.where(is_used, stop, start), pointers)
-
-
 def _pass_of(
     problem: SymmetricContractionProblem, results: tuple[str, ...], given: dict[str, Tensor]
 ) -> Pass:
     x = given["x"]
-    return _make_pass(problem, results, "h" in given, _ARITHMETIC[x.dtype], _lanes(x.device))
+    return _make_pass(problem, results, "h" in given, ARITHMETIC[x.dtype], lanes(x.device))
 
 
 @lru_cache(maxsize=1024)
@@ -310,11 +263,3 @@ def _make_pass(
 ) -> Pass:
     """A pass, made once: its kernels are worked out when first used."""
     return Pass(problem, results, dual, arithmetic, lanes)
-
-
-@lru_cache
-def _lanes(device: torch.device) -> int:
-    """Threads of a warp: 64 on AMD's accelerators, else 32; 32 in the interpreter, too."""
-    if device.type != "cuda":
-        return 32
-    return int(torch.cuda.get_device_properties(device).warp_size)

@@ -7,37 +7,15 @@ from functools import cached_property
 from textwrap import indent
 
 from eqtp.kernels.codegen.program import Program, Statement, Variable
+from eqtp.kernels.codegen.tangent import TANGENT, needed, tangent
 from eqtp.kernels.codegen.triton import print_statements
 from eqtp.kernels.symmetric_contraction._factors import factorise
-from eqtp.kernels.symmetric_contraction._program import (
-    SUMS,
-    TANGENT,
-    needed,
-    row_statements,
-    tangent,
-)
+from eqtp.kernels.symmetric_contraction._program import SUMS, row_statements
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["FUNCTION", "SUM_ITEMS", "SUM_ITEMS_FUNCTION", "Kernel"]
+__all__ = ["FUNCTION", "Kernel"]
 
 FUNCTION = "symmetric_contraction"
-SUM_ITEMS_FUNCTION = "sum_items"
-
-SUM_ITEMS = '''\
-@triton.jit(do_not_specialize=["numel"])
-def sum_items(shares, pointers, total, numel, BLOCK: tl.constexpr):
-    """Adds the rows pointers[element] ... of the shares, in order."""
-    element = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    item = tl.load(pointers + element)
-    stop = tl.load(pointers + element + 1)
-    result = tl.zeros([BLOCK], shares.dtype.element_ty)
-    while item < stop:
-        result += tl.load(shares + item * numel + column, mask=column < numel, other=0.0)
-        item += 1
-    result = result.to(total.dtype.element_ty)
-    tl.store(total + element * numel + column, result, mask=column < numel)
-'''
 
 
 @dataclass(frozen=True)
