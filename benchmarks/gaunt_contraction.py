@@ -101,8 +101,8 @@ def measure(
         for name in PASSES:
             calls[f"{method} {name}"] = _call(name, product, x.clone(), element)
     for name, samples in alternate(calls, repetitions=repetitions).items():
-        method, part = name.split()
-        methods[method][part] = samples.summary()
+        owner, part = name.split()
+        methods[owner][part] = samples.summary()
     sizes = {"channels": channels, "lmax": lmax, "correlation": correlation, "nodes": nodes}
     return sizes | {"methods": methods}
 

@@ -22,10 +22,13 @@ from typing import Any, Protocol
 
 import torch
 
+from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton import Pass
 from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.gaunt_contraction import _triton as gaunt
+from eqtp.kernels.gaunt_contraction._triton_source import FUNCTION as GAUNT_FUNCTION
 from eqtp.kernels.matrix import _triton as matrix
 from eqtp.kernels.spherical_harmonics import _triton as harmonics
 from eqtp.kernels.symmetric_contraction import _triton as contraction
@@ -37,6 +40,7 @@ from eqtp.symmetric_problem import SymmetricContractionProblem
 __all__ = [
     "CONTRACTIONS",
     "CONTRACTION_PASSES",
+    "GAUNT_CONTRACTIONS",
     "HARMONICS",
     "MATRICES",
     "PASSES",
@@ -44,6 +48,7 @@ __all__ = [
     "TARGETS",
     "Usage",
     "compile_contraction",
+    "compile_gaunt_contraction",
     "compile_harmonics",
     "compile_matrices",
     "compile_pass",
@@ -104,6 +109,9 @@ CONTRACTIONS = {
     "contraction-0e-1o-2e": ("128x0e+128x1o+128x2e+128x3o", "128x0e+128x1o+128x2e", 3),
 }
 """irreps_in, irreps_out and correlation of the symmetric contractions of MACE models."""
+
+GAUNT_CONTRACTIONS = {"gaunt-3": (3, 3), "gaunt-4": (4, 3), "gaunt-6": (6, 3)}
+"""lmax and correlation of many-body Gaunt products with the result 0e+1o."""
 
 CONTRACTION_PASSES: dict[str, tuple[tuple[str, ...], bool]] = {
     "forward": (("out",), False),
@@ -188,10 +196,28 @@ def compile_contraction(
     problem = SymmetricContractionProblem.from_irreps(*CONTRACTIONS[name])
     results, dual = CONTRACTION_PASSES[pass_name]
     plan = contraction.Pass(problem, results, dual, dtype, TARGETS[target][2])
+    yield from _compile_kernels(plan, CONTRACTION_FUNCTION, target, dtype)
+
+
+def compile_gaunt_contraction(
+    name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
+) -> Iterator[Usage]:
+    """Compiles the kernels of a pass of a many-body Gaunt product."""
+    lmax, correlation = GAUNT_CONTRACTIONS[name]
+    irreps = "+".join(f"64x{l}{'eo'[l % 2]}" for l in range(lmax + 1))
+    problem = GauntContractionProblem.from_irreps(irreps, "64x0e+64x1o", correlation)
+    results, dual = CONTRACTION_PASSES[pass_name]
+    plan = gaunt.Pass(problem, results, dual, dtype, TARGETS[target][2])
+    yield from _compile_kernels(plan, GAUNT_FUNCTION, target, dtype)
+
+
+def _compile_kernels(
+    plan: contraction.Pass | gaunt.Pass, function: str, target: str, dtype: torch.dtype
+) -> Iterator[Usage]:
     indices = ("element", "node", "item_start", "item_stop")
     for kernel in plan.kernels:
         types = {name: "*i64" if name in indices else REALS[dtype] for name in kernel.arguments}
-        yield compile_source(kernel.source, CONTRACTION_FUNCTION, types, plan.launch, target)
+        yield compile_source(kernel.source, function, types, plan.launch, target)
 
 
 def compile_harmonics(
@@ -284,6 +310,8 @@ def _usages(name: str, dtype: torch.dtype, target: str, pass_name: str) -> list[
     """What the kernels of a pass use."""
     if name in CONTRACTIONS:
         return [*compile_contraction(name, pass_name, target, dtype)]
+    if name in GAUNT_CONTRACTIONS:
+        return [*compile_gaunt_contraction(name, pass_name, target, dtype)]
     if name in HARMONICS:
         return [*compile_harmonics(name, pass_name, target, dtype)]
     if name in MATRICES:
@@ -294,7 +322,7 @@ def _usages(name: str, dtype: torch.dtype, target: str, pass_name: str) -> list[
 
 def _passes(name: str) -> Collection[str]:
     """Names of the passes of a problem."""
-    if name in CONTRACTIONS:
+    if name in CONTRACTIONS or name in GAUNT_CONTRACTIONS:
         return CONTRACTION_PASSES
     if name in MATRICES:
         return matrix.ARGUMENTS
@@ -318,7 +346,7 @@ def main() -> None:
     """Prints the table as Markdown, a line as soon as it is known."""
     import triton
 
-    names = [*PROBLEMS, *CONTRACTIONS, *HARMONICS, *MATRICES]
+    names = [*PROBLEMS, *CONTRACTIONS, *GAUNT_CONTRACTIONS, *HARMONICS, *MATRICES]
     passes = sorted({name for problem in names for name in _passes(problem)})
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--problems", nargs="*", default=names, choices=names)

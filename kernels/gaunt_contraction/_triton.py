@@ -8,7 +8,8 @@
 
 A node is taken through the grid orbit by orbit, in a loop for every kind of orbits whose constants
 are read from a table, so that the code does not grow with the grid. Values on the grid stay in
-registers. The components of grad_weight are split into kernels where all together would spill.
+registers. The components of grad_x and grad_weight are split into kernels where all together would
+spill.
 
 float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
 """
@@ -20,11 +21,10 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
-from eqtp.kernels.codegen.polynomial_autograd import Polynomials, contract
+from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.codegen.polynomial_triton import (
     ARITHMETIC,
     TRITON_NAME,
@@ -43,22 +43,14 @@ from eqtp.kernels.gaunt_contraction.config import (
     TritonLaunch,
     triton_max_components,
 )
-from eqtp.layout import Layout
 
-__all__ = ["Pass", "constants", "gaunt_contraction_triton", "run", "why_unsupported"]
+__all__ = ["Pass", "constants", "polynomials", "run", "why_unsupported"]
 
 
-def gaunt_contraction_triton(
-    x: Float[Tensor, "num_nodes dim_in"],
-    weight: Float[Tensor, "num_elements num_weights num_channels"],
-    element: Int64[Tensor, " num_nodes"],
-    problem: GauntContractionProblem,
-    *,
-    layout: Layout = "mul_ir",
-) -> Float[Tensor, "num_nodes dim_out"]:
-    """The op on CUDA tensors; same arguments as the reference."""
-    polynomials = Polynomials(problem, run, gaunt_contraction_torch, linear=False)
-    return contract(x, weight, element, polynomials, layout)
+def polynomials(text: str) -> Polynomials:
+    """The product of a problem's text."""
+    problem = GauntContractionProblem.of_text(text)
+    return Polynomials(problem, run, gaunt_contraction_torch, linear=False)
 
 
 def why_unsupported(problem: GauntContractionProblem, dtype: torch.dtype) -> str | None:
@@ -100,32 +92,40 @@ class Pass:
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
         """The kernels; their order does not matter."""
-        if "grad_weight" in self.results:
-            groups = self._groups_of_weights()
-        else:
-            dims = {"out": self.problem.dim_out, "grad_x": self.problem.dim_in}
-            groups = [tuple(Variable(r, (i,)) for r in self.results for i in range(dims[r]))]
         real = TRITON_NAME[self.arithmetic]
         return tuple(
-            Kernel(self.problem, group, self.dual, real, self.launch.channels) for group in groups
+            Kernel(self.problem, group, self.dual, real, self.launch.channels)
+            for group in self._groups()
         )
 
-    def _groups_of_weights(self) -> list[tuple[Variable, ...]]:
-        """The weights w together, and u in groups of few components of f."""
+    def _groups(self) -> list[tuple[Variable, ...]]:
+        """Results in groups whose share of the gradients in f stays in registers.
+
+        The gradient in x of a block, or in its weight u, takes that in the parts of f of its
+        degree; the other results are small and in the first group.
+        """
         limit = triton_max_components(self.arithmetic.itemsize, self.dual)
         first = self.problem.power_weights(0).start
-        groups = [
-            tuple(Variable("grad_weight", (i,)) for i in range(first, self.problem.num_weights))
-        ]
-        components = limit
+        groups: list[tuple[Variable, ...]] = [()]
+        if "out" in self.results:
+            groups[0] += tuple(Variable("out", (i,)) for i in range(self.problem.dim_out))
+        if "grad_weight" in self.results:
+            powers = range(first, self.problem.num_weights)
+            groups[0] += tuple(Variable("grad_weight", (i,)) for i in powers)
+        if self.results == ("out",):
+            return groups
+        start = components = 0
         for block, degree in enumerate(self.problem.degrees_in):
-            variable = Variable("grad_weight", (block,))
-            components += 2 * degree + 1
-            if components > limit:
-                groups.append((variable,))
-                components = 2 * degree + 1
-            else:
-                groups[-1] += (variable,)
+            stop = start + 2 * degree + 1
+            gradients = tuple(Variable("grad_x", (i,)) for i in range(start, stop))
+            if "grad_weight" in self.results:
+                gradients = (Variable("grad_weight", (block,)),)
+            components += stop - start
+            if components > limit and components > stop - start:
+                groups.append(())
+                components = stop - start
+            groups[-1] += gradients
+            start = stop
         return groups
 
 
@@ -140,7 +140,7 @@ def constants(problem: GauntContractionProblem, dtype: torch.dtype, device: torc
 
 
 def run(problem: GauntContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
-    """Computes results, see `polynomial_autograd`."""
+    """Computes results, see `polynomial_ops`."""
     given = {name: t for name, t in tensors.items() if t is not None} | {"element": element}
     with torch.cuda.device_of(element):
         together = tuple(name for name in ("out", "grad_x") if name in given)

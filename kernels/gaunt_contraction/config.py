@@ -51,7 +51,11 @@ TRITON_MAX_LMAX = {4: 6, 8: 3}
 
 
 def triton_max_components(itemsize: int, dual: bool) -> int:
-    """Components of f whose gradients one kernel of the weights' gradient keeps."""
+    """Components of f whose gradients one kernel keeps.
+
+    Triton 3.7.1, sm_90, float32, lmax 6, correlation 3, result 0e+1o: the gradient in x takes 254
+    of 255 registers with all 49 components; the second gradient spilled 30 times with them.
+    """
     return 200 // itemsize // (2 if dual else 1)
 
 

@@ -16,6 +16,7 @@ from eqtp.kernels.codegen.polynomial_operands import check_elements, check_opera
 from eqtp.kernels.codegen.polynomial_ops import contract
 from eqtp.kernels.gaunt_contraction._cpu import DTYPES
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
+from eqtp.kernels.gaunt_contraction._triton import why_unsupported
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
 from eqtp.layout import Layout, check_layout
 
@@ -25,7 +26,7 @@ _IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "torch": gaunt_contraction_torch,
     "reference": gaunt_contraction_reference,
 }
-IMPLEMENTED = ("cpu", *_IN_TORCH)
+IMPLEMENTED = ("triton", "cpu", *_IN_TORCH)
 
 
 def gaunt_contraction(
@@ -49,7 +50,7 @@ def gaunt_contraction(
         element: Row of weight that each node uses.
         problem: The irreps, the correlation and the form.
         layout: Memory order of x and of the result.
-        backend: "auto", "cpu", "torch" or "reference".
+        backend: "auto", "triton", "cpu", "torch" or "reference".
 
     Returns:
         The powers; differentiable in x and weight to any order.
@@ -84,13 +85,16 @@ def _choose(
         family="gaunt_contraction",
         implemented=IMPLEMENTED,
         device=device,
-        why_not=lambda name: _why_not(name, dtype),
+        why_not=lambda name: _why_not(name, problem, dtype),
     )
     return resolution.backend, problem.text, problem.num_weights
 
 
-def _why_not(backend: str, dtype: torch.dtype) -> str | None:
+def _why_not(backend: str, problem: GauntContractionProblem, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run a call of this dtype, None where it can."""
     if backend == "cpu" and dtype not in DTYPES:
         return f"it computes in float32 and float64, got {dtype}"
-    return why_unavailable(backend)
+    obstacle = why_unavailable(backend)
+    if backend == "triton" and obstacle is None:
+        obstacle = why_unsupported(problem, dtype)
+    return obstacle

@@ -370,6 +370,7 @@ def test_inference_mode_before_training(iterated: bool, backend: Backend) -> Non
         ({"element": torch.zeros(3)}, TypeError, "int64 indices, got torch.float"),
         ({"element": torch.tensor([0, 1, 2])}, ValueError, r"\[0, 2\).* values from 0 to 2"),
         ({"layout": "ir"}, ValueError, "layout must be one of"),
+        ({"backend": "triton"}, NotImplementedError, "'triton' runs on cuda tensors"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )
