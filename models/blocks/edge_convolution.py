@@ -77,8 +77,8 @@ class EdgeConvolution(nn.Module):
         self.hidden_channels = hidden_channels
         self.backend: Backend = backend
         self.scale = avg_num_neighbors**-0.5
-        self.irreps_in = irreps(lmax, hidden_channels)
-        self.irreps_out = irreps(lmax_out, hidden_channels)
+        self.irreps_in = str(irreps(lmax, hidden_channels))  # printed once, not with every call
+        self.irreps_out = str(irreps(lmax_out, hidden_channels))
         self.sizes = FrameSizes(lmax, m_max, hidden_channels)
         both = irreps(lmax, 2 * hidden_channels)
         self.linear_up = Linear(irreps(lmax, channels), both, layout="ir_mul")

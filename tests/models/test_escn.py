@@ -273,9 +273,9 @@ def test_edge_convolution_is_its_formula(
 
     m_max = min(m_max, lmax_out)
     irreps_in, irreps_out = convolution.irreps_in, convolution.irreps_out
-    frame, frame_out = FrameLayout(irreps_in, m_max), FrameLayout(irreps_out, m_max)
+    frame, frame_out = FrameLayout.of(irreps_in, m_max), FrameLayout.of(irreps_out, m_max)
     both = convolution.linear_up(x.flatten(1)).view(3, -1, 2, 3)
-    expected = torch.zeros(3, irreps_out.dim)
+    expected = torch.zeros(3, frame_out.irreps.dim)
     for e in range(4):
         ends = (both[src[e], :, 0] + both[dst[e], :, 1]).reshape(1, -1)
         here = {"m_max": m_max, "layout": "ir_mul"}
