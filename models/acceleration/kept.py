@@ -40,7 +40,7 @@ def _kept(tensor: Tensor, key: tuple[object, ...], make: Callable[[], T]) -> T:
 
 def graph_of(src: Tensor, dst: Tensor, num_nodes: int) -> Graph:
     """The graph of these senders and receivers, which may be rows of one edge_index."""
-    base = src._base
+    base = None if torch.compiler.is_compiling() else src._base
     if base is None or dst._base is not base:
         return Graph(src, dst, num_nodes)
 

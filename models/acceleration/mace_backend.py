@@ -22,7 +22,6 @@ calls, not before. Harmonics and radial basis are left to MACE's reference.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -32,7 +31,6 @@ import torch
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
-from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.irreps import Irrep, Irreps
 from eqtp.kernels.channelwise import channelwise_tensor_product
@@ -349,11 +347,12 @@ class ChannelwiseConvolution(nn.Module):
     def __init__(self, descriptor: Any, backend: Backend) -> None:
         super().__init__()
         self.paths = _paths(descriptor)
-        self.irreps = tuple(
-            tuple(ir for _, ir in Irreps(irreps))
-            for irreps in (descriptor.irreps_node, descriptor.irreps_edge, descriptor.irreps_out)
-        )
+        self.irreps = descriptor.irreps_node, descriptor.irreps_edge, descriptor.irreps_out
         self.grouped = hasattr(descriptor, "num_features")
+        self.problems: dict[int, TensorProductProblem] = {}
+        """By number of channels; a form that does not tell it must be called before compilation."""
+        if self.grouped:
+            self._prepare(descriptor.num_features)
         self.layout = _layout(descriptor)
         self.backend: Backend = backend
 
@@ -361,6 +360,9 @@ class ChannelwiseConvolution(nn.Module):
     def num_paths(self) -> int:
         """Number of radial weights per edge and channel."""
         return len(self.paths)
+
+    def _prepare(self, channels: int) -> None:
+        self.problems[channels] = _problem(self.irreps, self.paths, channels, self.grouped)
 
     def forward(
         self,
@@ -373,6 +375,8 @@ class ChannelwiseConvolution(nn.Module):
     ) -> Tensor:
         """Sums at the nodes, of radial weights [E, paths, C]; features as the module says."""
         channels = radial_weights.shape[2]
+        if channels not in self.problems:
+            self._prepare(channels)
         num_src = node_features.shape[0]
         if num_src == num_nodes:
             graph = graph_of(sender, receiver, num_nodes)
@@ -382,7 +386,7 @@ class ChannelwiseConvolution(nn.Module):
             node_features if self.grouped else _components_first(node_features),
             edge_attributes,
             radial_weights.flatten(1),
-            _problem(self.irreps, self.paths, channels, self.grouped),
+            self.problems[channels],
             graph=graph,
             layout=self.layout if self.grouped else "ir_mul",
             backend=self.backend,
@@ -433,15 +437,13 @@ def _coefficient(node: Irrep, edge: Irrep, out: Irrep) -> float:
     return math.sqrt(out.dim) * relative_sign(symbol.permute(1, 2, 0), (node.l, edge.l, out.l))
 
 
-@constant_when_compiled
-@functools.cache
 def _problem(
-    irreps: tuple[tuple[Irrep, ...], ...], paths: _Paths, channels: int, apart: bool
+    irreps: tuple[str, str, str], paths: _Paths, channels: int, apart: bool
 ) -> TensorProductProblem:
     """The product for so many channels, its paths in blocks of their own or summed."""
-    node, edge, out = irreps
+    node, edge, out = ([ir for _, ir in Irreps(text)] for text in irreps)
     if apart:
-        out = tuple(out[path[2]] for path in paths)
+        out = [out[path[2]] for path in paths]
     return TensorProductProblem(
         Irreps([(channels, ir) for ir in node]),
         Irreps([(1, ir) for ir in edge]),

@@ -440,6 +440,36 @@ def test_weights_have_first_and_second_gradients(contract: str) -> None:
         assert torch.autograd.gradgradcheck(compute, (weight, x))
 
 
+def test_modules_compile_as_one_graph(contract: str) -> None:
+    backend = KernelBackend()
+    convolution = ChannelwiseTPConvDescriptor("float64", NODE, EDGE, OUT)
+    object.__setattr__(convolution, "num_features", CHANNELS)
+    conv = backend.make_channelwise_tp_conv(convolution)
+    edge_operands = torch.randn(11, 9), torch.randn(11, conv.num_paths, CHANNELS), *edges(), 5
+    linear = LinearDescriptor("float64", "3x0e+2x1o", "2x0e+3x1o", has_bias=True)
+    skip = FullyConnectedTPDescriptor("float64", "3x0e+2x1o", "2x0e", "2x0e+3x1o")
+    contraction = SymmetricContractionDescriptor("float64", "0e+1o", "0e+1o", 2, 2, 2)
+    cases: list[tuple[Any, tuple[Any, ...]]] = [
+        (backend.make_linear(linear), (torch.randn(4, 9),)),
+        (backend.make_fully_connected_tp(skip), (torch.randn(4, 9), torch.eye(2)[[0, 1, 1, 0]])),
+        (backend.make_symmetric_contraction(contraction),
+         (torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))),
+        (conv, (torch.randn(5, 7 * CHANNELS), *edge_operands)),
+        (backend.make_segment_reduce(SegmentReduceDescriptor()),
+         (torch.randn(4, 3), torch.tensor([0, 2, 2, 0]), 3)),
+    ]  # fmt: skip
+    for module, operands in cases:
+        randomize(module)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        results = []
+        for function in (compiled, module):
+            x = operands[0].clone().requires_grad_()
+            out = function(x, *operands[1:])
+            results.append((out, *torch.autograd.grad(out.sin().sum(), x)))
+        for mine, theirs in zip(*results, strict=True):
+            assert relative(mine, theirs) < TOLERANCES["gradients"]
+
+
 def test_fresh_weights_depend_on_the_seed_and_have_the_scale_of_the_format(contract: str) -> None:
     backend = KernelBackend()
     linear = backend.make_linear(LinearDescriptor("float64", "100x0e", "100x0e"))
