@@ -41,8 +41,8 @@ class EdgeConvolution(nn.Module):
     from one rotation to the other.
 
     U, V and W mix channels of nodes, of which there are far fewer than edges: they make the
-    `hidden_channels` that edges work with from the features' `channels`, and one sum and rotation
-    serves both ends, where eSCN-MD rotates each and maps twice as many numbers.
+    `hidden_channels` that edges work with from the features' `channels`, and both ends add up
+    before the first map, which in eSCN-MD takes twice as many numbers.
 
     A result of degree l has orders up to l only, which nothing but the same orders of h and the
     gates, of order 0, reaches: orders above `lmax_out` are left out of the frames.
