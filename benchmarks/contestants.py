@@ -197,20 +197,43 @@ def e3nn(problem: TensorProductProblem, *, compiled: bool = False, vectors: bool
                 weight = weight.expand(x2.shape[0], -1)
             return on_edges(lambda x1: product(x1, x2, weight), x1, graph)
 
-        return Contestant(
-            call, plain(problem, vectors=vectors), paths=len(problem.paths), about=repr(tp)
-        )
+        def adapt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            tp.to(tensors["x1"])  # its constants are buffers
+            return dict(tensors)
+
+        definition = plain(problem, vectors=vectors)
+        return Contestant(call, definition, adapt, paths=len(problem.paths), about=repr(tp))
 
     return make
 
 
 def compiled_reference(problem: TensorProductProblem, *, vectors: bool = False) -> Make:
-    """Eqtp's definition through torch.compile."""
+    """The definition through torch.compile, as a graph of tensor operations.
+
+    The graph is recorded once per shape: the constants are looked up in Python, which dynamo would
+    go through instruction by instruction.
+    """
 
     def make() -> Contestant:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         definition = plain(problem, vectors=vectors)
+        recorded: dict[Any, tuple[Any, Callable[..., Tensor]]] = {}
+
+        def call(tensors: Tensors, graph: Any) -> Tensor:
+            names, operands = list(tensors), list(tensors.values())
+            key = (tuple(operand.shape for operand in operands), id(graph))
+            if key not in recorded:
+
+                def positional(*values: Tensor) -> Tensor:
+                    return definition(dict(zip(names, values, strict=True)), graph)
+
+                examples = [operand.detach() for operand in operands]
+                recorded[key] = graph, torch.compile(make_fx(positional)(*examples))
+            return recorded[key][1](*operands)
+
         return Contestant(
-            torch.compile(definition),
+            call,
             definition,
             paths=len(problem.paths),
             about="torch.compile of kernels/tensor_product/reference.py",

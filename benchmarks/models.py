@@ -161,7 +161,13 @@ def _torchmd_net(options: dict[str, Any], graph: str, step: str) -> Contestant:
 def _contestant(model: nn.Module, exact: nn.Module, step: str) -> Contestant:
     run = _evaluate if step == "energy and forces" else _train
     about = f"{type(model).__name__}, {sum(map(Tensor.numel, model.parameters()))} parameters"
-    return Contestant(partial(run, model.eval()), partial(run, exact.eval()), about=about)
+
+    def adapt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for one in (model, exact):
+            one.to(tensors["positions"].device)
+        return dict(tensors)
+
+    return Contestant(partial(run, model), partial(run, exact), adapt, about=about)
 
 
 def _at(data: Any, positions: Tensor) -> Any:

@@ -12,6 +12,7 @@ they are laid out. So values and gradients are held against the definition as th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,7 +135,11 @@ def _on_device(place: Any, device: str) -> Any:
     if isinstance(place, Graph) and place.device.type != torch.device(device).type:
         ends = place.edge_src.to(device), place.edge_dst.to(device)
         return Graph(*ends, place.num_src, place.num_dst)
-    return place.to(device) if isinstance(place, Tensor) else place
+    if isinstance(place, Tensor):
+        return place.to(device)
+    if hasattr(place, "to"):  # a structure, which moves itself
+        return copy.copy(place).to(device)
+    return place
 
 
 Results = tuple[Tensor, ...]
