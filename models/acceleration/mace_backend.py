@@ -200,7 +200,7 @@ class _Maps(nn.Module):
     ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
-        self.layout = _layout(descriptor)
+        self.layout: Layout = _layout(descriptor)
         problem = LinearProblem.from_irreps(self.irreps_in, self.irreps_out, num_scalars)
         raw = _weights_are_raw()
         paths = tuple(p if raw else p._replace(scale=1.0) for p in problem.paths)
@@ -353,7 +353,7 @@ class ChannelwiseConvolution(nn.Module):
         """By number of channels; a form that does not tell it must be called before compilation."""
         if self.grouped:
             self._prepare(descriptor.num_features)
-        self.layout = _layout(descriptor)
+        self.layout: Layout = _layout(descriptor)
         self.backend: Backend = backend
 
     @property
@@ -478,7 +478,7 @@ class SymmetricContraction(nn.Module):
             Irreps([(channels, ir) for _, ir in Irreps(descriptor.irreps_out)]),
             descriptor.correlation,
         )
-        self.layout = _layout(descriptor)
+        self.layout: Layout = _layout(descriptor)
         self.backend: Backend = backend
         mixing, self.path_counts = _mixing(descriptor)
         dtype = _DTYPES[descriptor.precision]
