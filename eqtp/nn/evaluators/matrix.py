@@ -128,7 +128,8 @@ class MatrixProduct:
                     break
             else:
                 products.append((sector, "commutator"))
-        products += [(sector, "anticommutator") for sector in even]
+        rest: Kind = "anticommutator"
+        products.extend((sector, rest) for sector in even)
         return tuple(products)
 
     def _coupled(self, sector: Sector) -> list[Triple]:
