@@ -44,7 +44,7 @@ def parse(text: str) -> tuple[TensorProductProblem, bool]:
     Example:
         >>> problem, from_vectors = parse("mace 8x0e+8x1o 2")
         >>> len(problem.paths), from_vectors
-        (9, True)
+        (7, True)
     """
     words = text.split()
     if len(words) == 1 and words[0] in PROBLEMS:
