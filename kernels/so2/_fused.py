@@ -23,10 +23,12 @@ from eqtp.autograd import as_own_nodes, wanted_gradients
 from eqtp.graph import Graph
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.so2 import _cpu, _ops
+from eqtp.kernels.so2 import _linear as linear_form
+from eqtp.kernels.so2._cpu_linear import Products, WeightSums, apply, apply_back, orders
 from eqtp.kernels.so2.config import fused_chunk_rows
 from eqtp.kernels.so2.edges import Side, side_of, sides_of
 from eqtp.kernels.so2.frames import FrameLayout
-from eqtp.kernels.so2.op import scaled, so2_linear
+from eqtp.kernels.so2.op import scaled
 
 __all__ = ["convolution", "serves"]
 
@@ -40,6 +42,7 @@ class Where:
     senders: Side
     receivers: Side
     num_dst: int
+    linear: linear_form.Where
 
     def chunks(self, side: Side) -> Iterator[Tensor]:
         """Numbers of the edges, sorted by a side's node."""
@@ -76,7 +79,9 @@ def convolution(
         assert sender is not None
         assert receiver is not None
         senders, receivers, num_dst = sender, receiver, graph.num_dst
-    where = Where(frame_in, frame_out, senders, receivers, num_dst)
+    parts = tuple(len(weight) for weight in weights)
+    maps = linear_form.Where(frame_in, frame_out, parts, "cpu")
+    where = Where(frame_in, frame_out, senders, receivers, num_dst, maps)
     operands = [t if t is None else t.contiguous() for t in (x, vectors, scale, *weights)]
     out: Tensor = _Convolution.apply(where, *operands)  # type: ignore[no-untyped-call]
     return out
@@ -158,7 +163,7 @@ def _forward(
         else:
             assert buffer is not None
             message = buffer[: len(edge)]
-        _map(y, message, products, where)
+        apply(y, message, products, where.linear)
         _cpu.rotate_back_chunk(
             message, r, where.receivers.node, edge, None, out, None, where.frame_out
         )
@@ -178,7 +183,7 @@ def _gradient(
 ) -> list[Tensor | None]:
     want_x, want_r, want_scale, *want_weights = wanted
     products = [Products.of(weight) for weight in weights]
-    sums = [WeightSums.of(weight) if any(want_weights) else None for weight in weights]
+    sums = WeightSums.zeros(x, where.linear) if any(want_weights) else []
     grad_x = torch.zeros_like(x) if want_x else None
     torques = r.new_empty(r.shape) if want_r else None
     grad_scale = None if scale is None or not want_scale else torch.empty_like(scale)
@@ -192,7 +197,7 @@ def _gradient(
         if want_frames:
             _cpu.rotate_chunk(x, r, where.senders.node, edge, y, where.frame_in)
         if want_x or want_r or grad_scale is not None:
-            _map_back(message, grad, products, where)
+            apply_back(message, grad, products, where.linear)
             if grad_scale is not None:
                 grad_scale[edge] = _pair(y, grad, where.frame_in)
             if factors is not None:
@@ -200,7 +205,11 @@ def _gradient(
         if any(want_weights):
             if factors is not None:
                 _scale(y, factors, where.frame_in)
-            _add_weight_sums(sums, y, message, where)
+            pairs = zip(
+                sums, orders(y, where.frame_in), orders(message, where.frame_out), strict=True
+            )
+            for total, ys, gs in pairs:
+                total.add(ys, gs)
         if want_x or want_r:
             _cpu.rotate_back_chunk(
                 grad,
@@ -219,105 +228,15 @@ def _gradient(
         side = where.receivers
         _cpu.rotate_back_chunk(messages, r, side.node, side.edge, g, None, others, where.frame_out)
         grad_r = _ops.vector_gradient(r, torques + others)
-    grads = [None if total is None else total.gradient() for total in sums]
+    grads: list[Tensor | None] = [total.gradient() for total in sums] or [None] * len(weights)
     chosen = [grad if want else None for grad, want in zip(grads, want_weights, strict=True)]
     return [grad_x, grad_r, grad_scale, *chosen]
-
-
-@dataclass(frozen=True)
-class Products:
-    """The matrices of one order: A, and with B also A + B and B - A."""
-
-    a: Tensor
-    sum: Tensor | None
-    difference: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Products:
-        """Of a weight [parts, width in, width out]."""
-        if len(weight) == 1:
-            return cls(weight[0], None, None)
-        a, b = weight.unbind()
-        return cls(a, a + b, b - a)
-
-
-def _orders(y: Tensor, frame: FrameLayout) -> Iterator[list[Tensor]]:
-    """The columns of the orders (0), (1, -1), (2, -2), ..."""
-    for m in range(frame.m_max + 1):
-        yield [y[:, columns] for columns in frame.slices(m)]
-
-
-def _map(y: Tensor, out: Tensor, products: Sequence[Products], where: Where) -> None:
-    """The linear maps of every order."""
-    pairs = zip(_orders(y, where.frame_in), _orders(out, where.frame_out), products, strict=True)
-    for ys, outs, p in pairs:
-        if p.sum is None or p.difference is None:
-            for source, target in zip(ys, outs, strict=True):
-                torch.mm(source, p.a, out=target)
-            continue
-        torch.mm(ys[0] + ys[1], p.a, out=outs[0])
-        outs[1].copy_(outs[0])
-        outs[0].addmm_(ys[1], p.sum, alpha=-1)
-        outs[1].addmm_(ys[0], p.difference)
-
-
-def _map_back(g: Tensor, out: Tensor, products: Sequence[Products], where: Where) -> None:
-    """The transposes: A^T in the place of A and -B^T in that of B."""
-    pairs = zip(_orders(g, where.frame_out), _orders(out, where.frame_in), products, strict=True)
-    for gs, outs, p in pairs:
-        if p.sum is None or p.difference is None:
-            for source, target in zip(gs, outs, strict=True):
-                torch.mm(source, p.a.T, out=target)
-            continue
-        torch.mm(gs[0] + gs[1], p.a.T, out=outs[0])
-        outs[1].copy_(outs[0])
-        outs[0].addmm_(gs[1], p.difference.T)
-        outs[1].addmm_(gs[0], p.sum.T, alpha=-1)
-
-
-@dataclass
-class WeightSums:
-    """Sums over edges that make the gradient of one order's weight."""
-
-    a: Tensor
-    minus_plus: Tensor | None
-    plus_minus: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor) -> WeightSums:
-        """Zeros for a weight [parts, width in, width out]."""
-        zeros = [torch.zeros_like(weight[0]) for _ in range(3 if len(weight) == 2 else 1)]
-        return cls(*zeros, *[None] * (3 - len(zeros)))
-
-    def add(self, ys: Sequence[Tensor], gs: Sequence[Tensor]) -> None:
-        """Adds the edges of a chunk."""
-        if self.minus_plus is None or self.plus_minus is None:
-            for y, g in zip(ys, gs, strict=True):
-                self.a.addmm_(y.T, g)
-            return
-        self.a.addmm_((ys[0] + ys[1]).T, gs[0] + gs[1])
-        self.minus_plus.addmm_(ys[1].T, gs[0])
-        self.plus_minus.addmm_(ys[0].T, gs[1])
-
-    def gradient(self) -> Tensor:
-        """Like the weight."""
-        if self.minus_plus is None or self.plus_minus is None:
-            return self.a[None]
-        a = self.a - self.minus_plus - self.plus_minus
-        return torch.stack([a, self.plus_minus - self.minus_plus])
-
-
-def _add_weight_sums(sums: Sequence[WeightSums | None], y: Tensor, g: Tensor, where: Where) -> None:
-    orders = zip(_orders(y, where.frame_in), _orders(g, where.frame_out), strict=True)
-    for total, (ys, gs) in zip(sums, orders, strict=True):
-        if total is not None:
-            total.add(ys, gs)
 
 
 def _scale(y: Tensor, scale: Tensor, frame: FrameLayout) -> None:
     """Multiplies frames in place."""
     parts = scale.split([frame.width(m) for m in range(frame.m_max + 1)], 1)
-    for ys, part in zip(_orders(y, frame), parts, strict=True):
+    for ys, part in zip(orders(y, frame), parts, strict=True):
         for order in ys:
             order.mul_(part)
 
@@ -325,7 +244,7 @@ def _scale(y: Tensor, scale: Tensor, frame: FrameLayout) -> None:
 def _pair(y: Tensor, g: Tensor, frame: FrameLayout) -> Tensor:
     """The gradient of the scale: products summed over +m and -m."""
     parts = []
-    for ys, gs in zip(_orders(y, frame), _orders(g, frame), strict=True):
+    for ys, gs in zip(orders(y, frame), orders(g, frame), strict=True):
         part = ys[0] * gs[0]
         if len(ys) == 2:
             part.addcmul_(ys[1], gs[1])
@@ -394,7 +313,7 @@ def _messages(where: Where, x: Tensor, r: Tensor, scale: Tensor | None, *weights
     y = _ops.rotate(x, r, None, ([], False, where.frame_in.text, "cpu"))
     if scale is not None:
         y = scaled(y, scale, where.frame_in)
-    y = so2_linear(y, weights, where.frame_in, where.frame_out)
+    y = linear_form.linear(y, weights, where.linear)
     return _ops.rotate_back(y, r, None, ([], True, where.frame_out.text, "cpu"), len(r))
 
 

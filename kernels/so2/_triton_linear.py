@@ -1,4 +1,4 @@
-"""The linear maps of every order as Triton kernels on tensor cores, closed under differentiation.
+"""The linear maps of every order as Triton kernels on tensor cores.
 
 Both orders +m and -m of a tile of edges are made by one program, from three products instead of
 four, as complex numbers are multiplied:
@@ -14,18 +14,17 @@ AMD's matrix cores multiply float32 as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
 from eqtp.kernels.channelwise._triton_device import lanes_of
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.so2._linear import Where
 from eqtp.kernels.so2.config import TRITON_MAX_SHARES, TRITON_SHARE_EDGES, triton_linear
 from eqtp.kernels.so2.frames import FrameLayout
 
-__all__ = ["GRADIENT_SOURCE", "LINEAR_SOURCE", "linear"]
+__all__ = ["GRADIENT_SOURCE", "LINEAR_SOURCE", "map_back", "map_frames", "weight_gradients"]
 
 LINEAR_SOURCE = '''\
 @triton.jit(do_not_specialize=["num_edges"])
@@ -123,92 +122,19 @@ def so2_weight_gradient(y, g, out, num_edges, share, y_length, g_length, y_plus,
 '''
 
 
-class Where(NamedTuple):
-    """Frames of y and of the result, and for every order the number of matrices, A or A and B."""
-
-    frame_in: FrameLayout
-    frame_out: FrameLayout
-    parts: tuple[int, ...]
-
-
-def linear(
-    y: Tensor, weights: Sequence[Tensor], frame_in: FrameLayout, frame_out: FrameLayout
-) -> Tensor:
-    """`so2_linear` of float32 operands and shared weights, differentiable to any order."""
-    where = Where(frame_in, frame_out, tuple(len(weight) for weight in weights))
-    out: Tensor = _form(where, y, None, weights)
-    return out
-
-
-def _form(
-    where: Where, y: Tensor | None, g: Tensor | None, weights: Sequence[Tensor | None]
-) -> Any:
-    operands = [t if t is None else t.contiguous() for t in (y, g, *weights)]
-    return _Form.apply(where, *operands)  # type: ignore[no-untyped-call]
-
-
-class _Form(torch.autograd.Function):
-    """The form <g, map(y, weights)>, contracted with all but one of y, g and the weights.
-
-    None stands in the place that is left open, and the result belongs there. The gradients are the
-    same form left open elsewhere, so it is differentiable to any order.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, where: Where, y: Tensor | None, g: Tensor | None, *weights: Tensor | None
-    ) -> Any:
-        ctx.where = where
-        ctx.save_for_backward(y, g, *weights)
-        ctx.set_materialize_grads(False)
-        if y is not None and g is not None:
-            return tuple(_weight_gradients(y, g, where))
-        return _map(y, weights, where) if y is not None else _map_back(g, weights, where)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        y, g, *weights = ctx.saved_tensors
-        where: Where = ctx.where
-        want_y, want_g, *want_weights = wanted_gradients(ctx, (y, g, *weights))
-        nothing: list[Tensor | None] = [None] * len(weights)
-        if all(grad is None for grad in grads):
-            return None, None, None, *nothing
-        if y is None:
-            y = grads[0]
-        elif g is None:
-            g = grads[0]
-        else:
-            weights = [
-                y.new_zeros(parts, where.frame_in.width(m), where.frame_out.width(m))
-                if grad is None
-                else grad
-                for m, (parts, grad) in enumerate(zip(where.parts, grads, strict=True))
-            ]
-        of_weights = _form(where, y, g, nothing) if any(want_weights) else nothing
-        return (
-            None,
-            _form(where, None, g, weights) if want_y else None,
-            _form(where, y, None, weights) if want_g else None,
-            *(grad if want else None for grad, want in zip(of_weights, want_weights, strict=True)),
-        )
-
-
-def _map(y: Tensor, weights: Sequence[Tensor | None], where: Where) -> Tensor:
+def map_frames(y: Tensor, weights: Sequence[Tensor], where: Where) -> Tensor:
     """The linear maps."""
     out = y.new_empty(len(y), where.frame_out.dim)
     for m, weight in enumerate(weights):
-        assert weight is not None
         strides = weight.shape[2], 1
         _launch_map(y, weight, out, where.frame_in, where.frame_out, m, strides, 1)
     return out
 
 
-def _map_back(g: Tensor | None, weights: Sequence[Tensor | None], where: Where) -> Tensor:
+def map_back(g: Tensor, weights: Sequence[Tensor], where: Where) -> Tensor:
     """The gradient in y: A^T and -B^T."""
-    assert g is not None
     out = g.new_empty(len(g), where.frame_in.dim)
     for m, weight in enumerate(weights):
-        assert weight is not None
         strides = 1, weight.shape[2]
         _launch_map(g, weight, out, where.frame_out, where.frame_in, m, strides, -1)
     return out
@@ -256,7 +182,7 @@ def _launch_map(
     )
 
 
-def _weight_gradients(y: Tensor, g: Tensor, where: Where) -> list[Tensor]:
+def weight_gradients(y: Tensor, g: Tensor, where: Where) -> list[Tensor]:
     """The gradients of the weights, order by order."""
     choice = triton_linear(_precision(y))
     kernel = load_function(GRADIENT_SOURCE, "so2_weight_gradient")

@@ -19,7 +19,7 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
 from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.so2 import _ops, reference
+from eqtp.kernels.so2 import _linear, _ops, reference
 from eqtp.kernels.so2.config import MAX_DEGREE
 from eqtp.kernels.so2.edges import sides_of
 from eqtp.kernels.so2.frames import FrameLayout
@@ -184,13 +184,12 @@ def so2_linear(
     if y.shape[1:] != (frame_in.dim,):
         raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     kernel = choose(frame_in, backend, y.dtype, y.device.type)
-    if kernel == "triton" and _is_plain_float32(y, weights):
-        from eqtp.kernels.so2 import _triton_linear
-
-        return _triton_linear.linear(y, weights, frame_in, frame_out)
-    parts = y.split(frame_in.widths, dim=1)
+    if _has_kernel(kernel, y, weights):
+        parts = tuple(len(weight) for weight in weights)
+        return _linear.linear(y, weights, _linear.Where(frame_in, frame_out, parts, kernel))
     outs = []
-    for m, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+    columns = y.split(frame_in.widths, dim=1)
+    for m, (part, weight) in enumerate(zip(columns, weights, strict=True)):
         matrix = _matrix(weight, m)
         outs.append(part @ matrix if matrix.ndim == 2 else (part[:, None] @ matrix)[:, 0])
     return torch.cat(outs, 1)
@@ -211,11 +210,12 @@ def scaled(
     return y * torch.cat([first, *(part for other in others for part in (other, other))], 1)
 
 
-def _is_plain_float32(y: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether the kernel of the linear maps takes these, outside of what only torch's ops know."""
+def _has_kernel(backend: str, y: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether a backend has kernels for these, outside of what only torch's ops know."""
+    dtypes = {"triton": {torch.float32}, "cpu": {torch.float32, torch.float64}}
     return (
-        y.dtype == torch.float32
-        and all(weight.ndim == 3 and weight.dtype == torch.float32 for weight in weights)
+        y.dtype in dtypes.get(backend, set())
+        and all(weight.ndim == 3 and weight.dtype == y.dtype for weight in weights)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not is_autocast(y)

@@ -18,7 +18,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from eqtp.graph import Graph
-from eqtp.kernels.so2 import FrameLayout, _torch, _triton, _triton_linear, so2_linear
+from eqtp.kernels.so2 import FrameLayout, _linear, _torch, _triton, so2_linear
 from eqtp.kernels.so2.edges import side_of, sides_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,8 +126,11 @@ def test_linear_maps_with_first_and_second_derivatives(parts: int, num_edges: in
     direction = torch.randn(num_edges, frame_out.dim).float().requires_grad_()
     others = [torch.randn_like(t) for t in leaves]
     results = []
-    for function in (_triton_linear.linear, so2_linear):
-        out = function(leaves[0], leaves[1:], frame_in, frame_out)
+    where = _linear.Where(frame_in, frame_out, tuple(len(w) for w in weights), "triton")
+    for out in (
+        _linear.linear(leaves[0], leaves[1:], where),
+        so2_linear(leaves[0], leaves[1:], frame_in, frame_out, backend="torch"),
+    ):
         first = torch.autograd.grad(out, leaves, direction, create_graph=True)
         pairing = torch.stack([(g * o).sum() for g, o in zip(first, others, strict=True)]).sum()
         second = torch.autograd.grad(pairing, [*leaves, direction])
