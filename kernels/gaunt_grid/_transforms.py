@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from eqtp.kernels.gaunt_grid.config import DENSE_LIMIT
@@ -32,7 +33,7 @@ from eqtp.so3.sphere_grid import (
     synthesis_matrix,
 )
 
-__all__ = ["COUPLINGS", "Plan", "columns_of", "fields_of", "make_plan"]
+__all__ = ["COUPLINGS", "Plan", "columns_of", "dense_matrices", "fields_of", "make_plan"]
 
 COUPLINGS: dict[bool, tuple[tuple[tuple[int, int, int], float], ...]] = {
     False: (((0, 0, 0), 1.0),),
@@ -142,6 +143,20 @@ def make_plan(problem: SphereProductProblem, dtype: torch.dtype, device: torch.d
         for degrees, fields in zip(problem.degrees, fields_of(problem.odd), strict=True)
     )
     return Plan((first, second, third), weights[:, None].to(device, dtype))
+
+
+@lru_cache(maxsize=128)
+def dense_matrices(
+    problem: SphereProductProblem,
+) -> tuple[tuple[Float64[Tensor, "fields points dim"], ...], Float64[Tensor, " points"]]:
+    """Synthesis of the three slots on the smallest grid, and the points' weights."""
+    grid = sphere_grid(problem.degree)
+    cpu = torch.device("cpu")
+    matrices = tuple(
+        _dense(grid, degrees, fields, torch.float64, cpu).matrix.view(fields, len(grid), -1)
+        for degrees, fields in zip(problem.degrees, fields_of(problem.odd), strict=True)
+    )
+    return matrices, grid.weights / grid.weights.sum()
 
 
 def columns_of(degrees: Sequence[int]) -> Tensor:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["CHUNK_BYTES", "CPU_MAX_STATEMENTS", "DENSE_LIMIT", "chunk_rows"]
+from dataclasses import dataclass
+
+__all__ = [
+    "CHUNK_BYTES",
+    "CPU_MAX_STATEMENTS",
+    "DENSE_LIMIT",
+    "TRITON_MAX_PARTS",
+    "TritonLaunch",
+    "chunk_rows",
+    "triton_launch",
+]
 
 CHUNK_BYTES = 256 << 10
 """Size of one operand's values on the grid, for the rows of a chunk of the plain-torch kernel."""
@@ -18,3 +28,44 @@ CPU_MAX_STATEMENTS = 60_000
 def chunk_rows(row_bytes: int) -> int:
     """Number of rows of a chunk of the plain-torch kernel."""
     return max(1, CHUNK_BYTES // max(row_bytes, 1))
+
+
+@dataclass(frozen=True)
+class TritonLaunch:
+    """How the Triton kernel of a call is launched.
+
+    Attributes:
+        columns: Columns (a channel of a row each) of a program.
+        points: Points of a tile of the grid.
+        num_warps: Warps of a program.
+        num_stages: Stages of Triton's software pipeline.
+        precision: How `tl.dot` multiplies.
+    """
+
+    columns: int
+    points: int
+    num_warps: int
+    num_stages: int
+    precision: str
+
+
+TRITON_MAX_PARTS = 64
+"""Components of a function that a program holds: degree 7. Beyond, tiles would leave registers."""
+
+
+def triton_launch(parts: int, itemsize: int, lanes: int, tf32: bool) -> TritonLaunch:
+    """The choice for so many padded components of all factors and sums together.
+
+    Chosen by registers and spills alone (Triton 3.7.1), without a GPU: nothing here is tuned for
+    time. float32 by three products of TF32 numbers, which is as accurate as float32; one product
+    where `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32.
+    """
+    columns = 32 if parts * itemsize <= 1024 else 16
+    exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
+    return TritonLaunch(
+        columns=columns,
+        points=16,
+        num_warps=4,
+        num_stages=1,
+        precision="tf32" if tf32 and exact == "tf32x3" else exact,
+    )

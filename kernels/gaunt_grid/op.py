@@ -11,13 +11,13 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.gaunt_grid import _ops, reference
 from eqtp.kernels.gaunt_grid._symmetry import choose_grid
-from eqtp.kernels.gaunt_grid.config import CPU_MAX_STATEMENTS
+from eqtp.kernels.gaunt_grid.config import CPU_MAX_STATEMENTS, TRITON_MAX_PARTS
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "sphere_product", "validate", "why_not"]
 
-IMPLEMENTED = ("cpu", "torch", "reference")
+IMPLEMENTED = ("triton", "cpu", "torch", "reference")
 
 
 def sphere_product(
@@ -95,6 +95,14 @@ def why_not(backend: str, problem: SphereProductProblem, dtype: torch.dtype) -> 
             return (
                 f"its code is unrolled and takes at most {CPU_MAX_STATEMENTS} operations, "
                 f"degrees {problem.degrees} take {statements}"
+            )
+    if backend == "triton" and obstacle is None:
+        if dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 or float64, got {dtype}"
+        if max(problem.dims) > TRITON_MAX_PARTS:
+            return (
+                f"a program holds functions of at most {TRITON_MAX_PARTS} components, degrees "
+                f"{problem.degrees} have {problem.dims}"
             )
     return obstacle
 
