@@ -78,6 +78,27 @@ class Schedule:
     products: tuple[Product, ...]
     outputs: tuple[Output, ...]
 
+    @property
+    def results(self) -> tuple[int, ...]:
+        """Numbers of the results."""
+        return tuple(dict.fromkeys(output.result for output in self.outputs))
+
+    def only(self, results: Collection[int]) -> Schedule:
+        """What some of the results take."""
+        outputs = [output for output in self.outputs if output.result in results]
+        sums = sorted({output.sum for output in outputs})
+        products = [product for product in self.products if product.sum in sums]
+        factors = sorted({number for p in products for number in (p.a, p.b)})
+        return Schedule(
+            tuple(self.factors[number] for number in factors),
+            tuple(self.sums[number] for number in sums),
+            tuple(
+                replace(p, sum=sums.index(p.sum), a=factors.index(p.a), b=factors.index(p.b))
+                for p in products
+            ),
+            tuple(replace(output, sum=sums.index(output.sum)) for output in outputs),
+        )
+
 
 @lru_cache(maxsize=1024)
 def schedule(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from eqtp.kernels.channelwise._triton_device import lanes_of
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.gaunt_grid._schedule import Schedule
 from eqtp.kernels.gaunt_grid._transforms import dense_matrices
-from eqtp.kernels.gaunt_grid._triton_source import FUNCTION, SphereKernel, padded
+from eqtp.kernels.gaunt_grid._triton_source import FUNCTION, SphereKernel, kernels_of, padded
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 
 __all__ = ["evaluate"]
@@ -35,7 +36,7 @@ def evaluate(
     rows = operands[plan.factors[0].operand].shape[0] if plan.factors else 0
     if rows == 0 or width == 0:
         return {number: like.new_zeros(shape) for number, shape in shapes.items()}
-    kernel = _kernel(
+    kernels = _kernels(
         problem,
         plan,
         width,
@@ -45,25 +46,38 @@ def evaluate(
         lanes_of(like.device),
         torch.get_float32_matmul_precision() != "highest",
     )
-    wide = {n: like.new_empty(rows, shapes[n][1], width) for n in kernel.results}
-    columns = rows * width
+    for kernel in kernels:
+        wide = {n: like.new_empty(rows, shapes[n][1], width) for n in kernel.results}
+        _launch(kernel, operands, wide, rows * width)
+        for number, value in wide.items():
+            narrow = shapes[number][2] < width
+            results[number] = value.sum(2, keepdim=True) if narrow else value
+    return results
+
+
+def _launch(
+    kernel: SphereKernel,
+    operands: Mapping[int, Tensor],
+    results: Mapping[int, Tensor],
+    columns: int,
+) -> None:
+    """Runs a kernel on columns, the channels of all rows."""
+    like = operands[kernel.operands[0]]
     with torch.cuda.device_of(like):
         load_function(kernel.source, FUNCTION)[(-(-columns // kernel.launch.columns),)](
             *(operands[number] for number in kernel.operands),
-            *wide.values(),
+            *results.values(),
             *_constants(kernel, like.device),
             columns,
             num_warps=kernel.launch.num_warps,
             num_stages=kernel.launch.num_stages,
             enable_fp_fusion=True,
         )
-    for number, value in wide.items():
-        narrow = shapes[number][2] < width
-        results[number] = value.sum(2, keepdim=True) if narrow else value
-    return results
 
 
-_kernel = lru_cache(maxsize=1024)(SphereKernel)
+@lru_cache(maxsize=1024)
+def _kernels(*description: Any) -> tuple[SphereKernel, ...]:
+    return kernels_of(SphereKernel(*description))
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ schedule. Constants are padded with zeros to the sizes that `tl.dot` takes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import indent
 
@@ -21,11 +21,11 @@ import torch
 
 from eqtp.kernels.gaunt_grid._schedule import Output, Schedule
 from eqtp.kernels.gaunt_grid._transforms import fields_of
-from eqtp.kernels.gaunt_grid.config import TritonLaunch, triton_launch
+from eqtp.kernels.gaunt_grid.config import TRITON_MAX_BYTES, TritonLaunch, triton_launch
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.so3.sphere_grid import sphere_grid
 
-__all__ = ["FUNCTION", "SphereKernel", "padded"]
+__all__ = ["FUNCTION", "SphereKernel", "kernels_of", "padded"]
 
 FUNCTION = "sphere_product"
 
@@ -64,9 +64,14 @@ class SphereKernel:
     @cached_property
     def launch(self) -> TritonLaunch:
         """Sizes of the tiles."""
-        tiles = sum(padded(self.problem.dims[factor.slot]) for factor in self.plan.factors)
-        tiles += sum(padded(self.problem.dims[slot]) for slot in self.plan.sums)
-        return triton_launch(tiles, self.dtype.itemsize, self.lanes, self.tf32)
+        return triton_launch(self.num_parts, self.dtype.itemsize, self.lanes, self.tf32)
+
+    @cached_property
+    def num_parts(self) -> int:
+        """Padded components of all factors and sums."""
+        dims = self.problem.dims
+        factors = sum(padded(dims[factor.slot]) for factor in self.plan.factors)
+        return factors + sum(padded(dims[slot]) for slot in self.plan.sums)
 
     @cached_property
     def real(self) -> str:
@@ -104,7 +109,7 @@ class SphereKernel:
     @cached_property
     def results(self) -> tuple[int, ...]:
         """Numbers of the results."""
-        return tuple(dict.fromkeys(output.result for output in self.plan.outputs))
+        return self.plan.results
 
     @cached_property
     def operands(self) -> tuple[int, ...]:
@@ -241,3 +246,17 @@ class SphereKernel:
             mask = f"({index} < {length})[:, None] & inside[None, :]"
         at = f"(row * {length * self.width} + channel)[None, :] + {index}[:, None] * {self.width}"
         return f"tl.store(out{result} + {at}, result{result}, mask={mask})"
+
+
+def kernels_of(kernel: SphereKernel) -> tuple[SphereKernel, ...]:
+    """The kernel, or several with some of the results each where it holds too much."""
+    groups: list[tuple[int, ...]] = []
+    limit = TRITON_MAX_BYTES // kernel.dtype.itemsize
+    for result in kernel.results:
+        if groups:
+            joined = (*groups[-1], result)
+            if replace(kernel, plan=kernel.plan.only(joined)).num_parts <= limit:
+                groups[-1] = joined
+                continue
+        groups.append((result,))
+    return tuple(replace(kernel, plan=kernel.plan.only(group)) for group in groups)

@@ -8,6 +8,7 @@ __all__ = [
     "CHUNK_BYTES",
     "CPU_MAX_STATEMENTS",
     "DENSE_LIMIT",
+    "TRITON_MAX_BYTES",
     "TRITON_MAX_PARTS",
     "TritonLaunch",
     "chunk_rows",
@@ -51,6 +52,11 @@ class TritonLaunch:
 
 TRITON_MAX_PARTS = 64
 """Components of a function that a program holds: degree 7. Beyond, tiles would leave registers."""
+
+
+TRITON_MAX_BYTES = 1536
+"""Bytes of the padded components of all factors and sums, of one column, that a program holds. With
+more its results are shared out among several kernels, since registers would spill."""
 
 
 def triton_launch(parts: int, itemsize: int, lanes: int, tf32: bool) -> TritonLaunch:
