@@ -99,6 +99,23 @@ class Schedule:
             tuple(replace(output, sum=sums.index(output.sum)) for output in outputs),
         )
 
+    def apart(self) -> tuple[Schedule, ...]:
+        """One schedule for every sum and pair of factors; their results are to be added."""
+        parts = []
+        for number in range(len(self.sums)):
+            of_sum = [product for product in self.products if product.sum == number]
+            outputs = _begun([output for output in self.outputs if output.sum == number])
+            for pair in dict.fromkeys((product.a, product.b) for product in of_sum):
+                products = [product for product in of_sum if (product.a, product.b) == pair]
+                fields = [product.field for product in products]
+                products = [
+                    replace(product, begins=product.field not in fields[:i])
+                    for i, product in enumerate(products)
+                ]
+                part = replace(self, products=tuple(products), outputs=outputs)
+                parts.append(part.only(part.results))
+        return tuple(parts)
+
 
 @lru_cache(maxsize=1024)
 def schedule(

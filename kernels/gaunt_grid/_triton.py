@@ -50,8 +50,8 @@ def evaluate(
         wide = {n: like.new_empty(rows, shapes[n][1], width) for n in kernel.results}
         _launch(kernel, operands, wide, rows * width)
         for number, value in wide.items():
-            narrow = shapes[number][2] < width
-            results[number] = value.sum(2, keepdim=True) if narrow else value
+            value = value.sum(2, keepdim=True) if shapes[number][2] < width else value
+            results[number] = results[number] + value if number in results else value
     return results
 
 

@@ -64,7 +64,7 @@ class SphereKernel:
     @cached_property
     def launch(self) -> TritonLaunch:
         """Sizes of the tiles."""
-        return triton_launch(self.num_parts, self.dtype.itemsize, self.lanes, self.tf32)
+        return triton_launch(self.dtype.itemsize, self.lanes, self.tf32)
 
     @cached_property
     def num_parts(self) -> int:
@@ -249,7 +249,7 @@ class SphereKernel:
 
 
 def kernels_of(kernel: SphereKernel) -> tuple[SphereKernel, ...]:
-    """The kernel, or several with some of the results each where it holds too much."""
+    """The kernel, or several where it holds too much; what they have of one result is added."""
     groups: list[tuple[int, ...]] = []
     limit = TRITON_MAX_BYTES // kernel.dtype.itemsize
     for result in kernel.results:
@@ -259,4 +259,9 @@ def kernels_of(kernel: SphereKernel) -> tuple[SphereKernel, ...]:
                 groups[-1] = joined
                 continue
         groups.append((result,))
-    return tuple(replace(kernel, plan=kernel.plan.only(group)) for group in groups)
+    kernels = [replace(kernel, plan=kernel.plan.only(group)) for group in groups]
+    return tuple(
+        replace(one, plan=part)
+        for one in kernels
+        for part in (one.plan.apart() if one.num_parts > limit else (one.plan,))
+    )

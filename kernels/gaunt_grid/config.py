@@ -10,6 +10,7 @@ __all__ = [
     "DENSE_LIMIT",
     "TRITON_MAX_BYTES",
     "TRITON_MAX_PARTS",
+    "TRITON_MAX_WEIGHTED_PARTS",
     "TritonLaunch",
     "chunk_rows",
     "triton_launch",
@@ -54,22 +55,26 @@ TRITON_MAX_PARTS = 64
 """Components of a function that a program holds: degree 7. Beyond, tiles would leave registers."""
 
 
-TRITON_MAX_BYTES = 1536
+TRITON_MAX_WEIGHTED_PARTS = 16
+"""Components of a function, degree 3, up to which weights are applied inside the kernels; beyond,
+by torch: second gradients in weights take six tiles more, which spill 12 to 800 registers at L = 6.
+"""
+
+TRITON_MAX_BYTES = 768
 """Bytes of the padded components of all factors and sums, of one column, that a program holds. With
 more its results are shared out among several kernels, since registers would spill."""
 
 
-def triton_launch(parts: int, itemsize: int, lanes: int, tf32: bool) -> TritonLaunch:
-    """The choice for so many padded components of all factors and sums together.
+def triton_launch(itemsize: int, lanes: int, tf32: bool) -> TritonLaunch:
+    """The choice for an arithmetic type of `itemsize` bytes and warps of `lanes` threads.
 
     Chosen by registers and spills alone (Triton 3.7.1), without a GPU: nothing here is tuned for
     time. float32 by three products of TF32 numbers, which is as accurate as float32; one product
     where `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32.
     """
-    columns = 32 if parts * itemsize <= 1024 else 16
     exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
     return TritonLaunch(
-        columns=columns,
+        columns=32,
         points=16,
         num_warps=4,
         num_stages=1,

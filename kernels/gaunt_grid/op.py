@@ -11,7 +11,11 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.gaunt_grid import _ops, reference
 from eqtp.kernels.gaunt_grid._symmetry import choose_grid
-from eqtp.kernels.gaunt_grid.config import CPU_MAX_STATEMENTS, TRITON_MAX_PARTS
+from eqtp.kernels.gaunt_grid.config import (
+    CPU_MAX_STATEMENTS,
+    TRITON_MAX_PARTS,
+    TRITON_MAX_WEIGHTED_PARTS,
+)
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.operators import is_autocast, widest
 
@@ -66,6 +70,12 @@ def sphere_product(
     kernel, text = _choose(problem, backend, x1.dtype, x1.device.type)
     if kernel == "reference":
         return reference.sphere_product(x1, x2, problem, a, b, c)
+    if kernel == "triton" and max(problem.dims) > TRITON_MAX_WEIGHTED_PARTS:
+        blocks = [block.to(x1.device) for block in problem.blocks]
+        x1 = x1 if a is None else x1 * a[:, blocks[0]]
+        x2 = x2 if b is None else x2 * b[:, blocks[1]]
+        out = _ops.product(x1, x2, None, None, None, text, kernel)
+        return out if c is None else out * c[:, blocks[2]]
     return _ops.product(x1, x2, a, b, c, text, kernel)
 
 
