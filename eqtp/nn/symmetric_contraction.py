@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from eqtp.backend import Backend
-from eqtp.gaunt_contraction_coupling import independent_weights
+from eqtp.gaunt_contraction_coupling import gaunt_couplings, independent_weights
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.irreps import Irreps
 from eqtp.kernels.gaunt_contraction import gaunt_contraction
@@ -147,7 +147,7 @@ class SymmetricContraction(nn.Module):
         Raises:
             ValueError: There is no such block or degree, or the method is not "cg".
         """
-        weight: nn.Parameter = self.weights[self._index(block, degree)]
+        weight: nn.Parameter = self.weights[self._coupling_index(block, degree)]
         return weight
 
     def independent_weights(self) -> Float[Tensor, "num_elements num_paths num_channels"]:
@@ -162,6 +162,28 @@ class SymmetricContraction(nn.Module):
         if self.basis == "mace":
             weights = self.projection.to(weights.dtype).T @ weights
         return weights
+
+    def num_couplings(self, block: int, degree: int) -> tuple[int, int]:
+        """How many symmetric couplings of one block and degree the weights reach, and of how many.
+
+        The first number is the dimension of what the weights of the method span together; with
+        "cg" it is all, and every coupling then has a weight of its own.
+
+        Raises:
+            ValueError: There is no such block or degree.
+
+        Example:
+            >>> irreps = "1x0e+1x1o+1x2e+1x3o"
+            >>> SymmetricContraction(irreps, "1x1o", 3, 1, method="gaunt").num_couplings(0, 3)
+            (9, 12)
+        """
+        index = self._index(block, degree)
+        if self.gaunt is None:
+            paths = [coupling.num_paths for _, coupling in self.problem.couplings()][index]
+            return paths, paths
+        _, projection = gaunt_couplings(self.gaunt, self.gaunt.degrees_out[block], degree)
+        # Nonzero singular values are above 0.1, the others below 1e-14 (lmax <= 4, degree <= 4).
+        return int(torch.linalg.matrix_rank(projection, rtol=1e-9)), projection.shape[1]
 
     @torch.no_grad()
     def set_coupling(
@@ -187,7 +209,7 @@ class SymmetricContraction(nn.Module):
             ValueError: There is no such block or degree, a shape does not fit, or u is not a set of
                 equivariant couplings.
         """
-        index = self._index(block, degree)
+        index = self._coupling_index(block, degree)
         target = self.weights[index]
         expected = (self.num_elements, u.shape[-1], self.problem.num_channels)
         if weight.shape != expected:
@@ -249,12 +271,15 @@ class SymmetricContraction(nn.Module):
             f"layout={self.layout!r}"
         )
 
-    def _index(self, block: int, degree: int) -> int:
+    def _coupling_index(self, block: int, degree: int) -> int:
         if self.gaunt is not None:
             raise ValueError(
                 f"single couplings have weights with method='cg', got method={self.method!r}; "
                 "independent_weights() has what they amount to"
             )
+        return self._index(block, degree)
+
+    def _index(self, block: int, degree: int) -> int:
         blocks = len(self.irreps_out)
         if not (0 <= block < blocks and 1 <= degree <= self.correlation):
             raise ValueError(

@@ -102,23 +102,24 @@ class Pass:
         """Results in groups whose share of the gradients in f stays in registers.
 
         The gradient in x of a block, or in its weight u, takes that in the parts of f of its
-        degree; the other results are small and in the first group.
+        degree. The other results take less: out goes with the first block, the weights w go alone.
         """
-        limit = triton_max_components(self.arithmetic.itemsize, self.dual)
+        of_weights = "grad_weight" in self.results
+        limit = triton_max_components(self.arithmetic.itemsize, self.dual, of_weights)
         first = self.problem.power_weights(0).start
         groups: list[tuple[Variable, ...]] = [()]
         if "out" in self.results:
             groups[0] += tuple(Variable("out", (i,)) for i in range(self.problem.dim_out))
-        if "grad_weight" in self.results:
+        if of_weights:
             powers = range(first, self.problem.num_weights)
-            groups[0] += tuple(Variable("grad_weight", (i,)) for i in powers)
+            groups.insert(0, tuple(Variable("grad_weight", (i,)) for i in powers))
         if self.results == ("out",):
             return groups
         start = components = 0
         for block, degree in enumerate(self.problem.degrees_in):
             stop = start + 2 * degree + 1
             gradients = tuple(Variable("grad_x", (i,)) for i in range(start, stop))
-            if "grad_weight" in self.results:
+            if of_weights:
                 gradients = (Variable("grad_weight", (block,)),)
             components += stop - start
             if components > limit and components > stop - start:

@@ -79,7 +79,7 @@ def {FUNCTION}({", ".join(self.arguments)}):
 
     def _node(self) -> list[str]:
         lines = ["index = tl.program_id(0).to(tl.int64)"]
-        lines.append("weight_index = tl.load(element + index)")
+        lines += ["weight_index = tl.load(element + index)", "constants = table"]
         lines += [self._row(name) for name in self.arguments if name not in ("element", "table")]
         lines += self._lines(set(), set())
         return [*lines, *(self._store(variable) for variable in self.written)]
@@ -95,6 +95,9 @@ def {FUNCTION}({", ".join(self.arguments)}):
             "while position < stop:",
             "    index = tl.load(node + position)",
             "    weight_index = tl.load(element + index)",
+            # The same address, but the compiler cannot tell: it would load all constants before the
+            # loop over nodes and spill them (gfx942: 244 scalar registers).
+            "    constants = table + tl.minimum(weight_index, 0)",
             *(f"    {self._row(name)}" for name in operands),
             *(f"    {line}" for line in self._lines(set(sums), {"grad_weight"})),
             "    position += 1",
@@ -136,7 +139,7 @@ def {FUNCTION}({", ".join(self.arguments)}):
         if not statements:
             return
         yield f"for orbit in range({count}):"
-        yield f"    orbit_row = table + {start} + orbit * {width}"
+        yield f"    orbit_row = constants + {start} + orbit * {width}"
         lines = print_statements(Program(tuple(statements)), str, load, sums, known)
         yield from (f"    {line}" for line in lines)
 

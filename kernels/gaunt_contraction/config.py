@@ -50,13 +50,15 @@ TRITON_MAX_LMAX = {4: 6, 8: 3}
 """Highest degree per size of a number in bytes: the kernels below it do not spill."""
 
 
-def triton_max_components(itemsize: int, dual: bool) -> int:
+def triton_max_components(itemsize: int, dual: bool, of_weights: bool) -> int:
     """Components of f whose gradients one kernel keeps.
 
-    Triton 3.7.1, sm_90, float32, lmax 6, correlation 3, result 0e+1o: the gradient in x takes 254
-    of 255 registers with all 49 components; the second gradient spilled 30 times with them.
+    Triton 3.7.1, sm_90, correlation 3, result 0e+1o. float32, lmax 6: the gradient in x takes 254
+    registers with all 49 components; the second gradient spilled 30 times with them and takes
+    241 with 25. Gradients in weights keep the gradients in f and their derivatives: float32, lmax
+    6, 25 components spilled 153 times, float64, lmax 3, 12 components 81 times.
     """
-    return 200 // itemsize // (2 if dual else 1)
+    return (100 if of_weights else 200) // itemsize // (2 if dual else 1)
 
 
 TRITON_ITEM_NODES = 16

@@ -109,7 +109,7 @@ def test_numbers_of_nodes(element: list[int], monkeypatch: pytest.MonkeyPatch) -
 @interpreted
 def test_split_into_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of x per kernel: every component is written once."""
-    monkeypatch.setattr(_triton, "triton_max_components", lambda itemsize, dual: 1)
+    monkeypatch.setattr(_triton, "triton_max_components", lambda *choice: 1)
     _triton._make_pass.cache_clear()
     check(GauntContractionProblem.from_irreps("3x1o+3x0e", "3x0e", 2), [2, 0], torch.float64)
     _triton._make_pass.cache_clear()

@@ -225,6 +225,18 @@ def test_gaunt_methods_start_with_the_magnitude_of_cg(
     assert bool(((ratio > 1 / 1.5) & (ratio < 1.5)).all()), ratio
 
 
+@pytest.mark.parametrize(
+    ("method", "reached"),
+    [("cg", (8, 12, 14)), ("gaunt", (8, 9, 9)), ("gaunt_iterated", (8, 12, 14))],
+)
+def test_numbers_of_couplings(method: ContractionMethod, reached: tuple[int, ...]) -> None:
+    product = SymmetricContraction("0e+1o+2e+3o", "0e+1o+2e", 3, 1, method=method)
+    found = [product.num_couplings(block, 3) for block in range(3)]
+    assert found == [*zip(reached, (8, 12, 14), strict=True)]
+    with pytest.raises(ValueError, match=r"degree in \[1, 3\]"):
+        product.num_couplings(0, 4)
+
+
 def test_gaunt_methods_have_no_weights_of_single_couplings() -> None:
     product = SymmetricContraction(IRREPS_IN, "3x0e", 3, 2, method="gaunt")
     with pytest.raises(ValueError, match="method='cg', got method='gaunt'"):
