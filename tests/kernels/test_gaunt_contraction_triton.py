@@ -65,8 +65,8 @@ def check(problem: GauntContractionProblem, element: list[int], dtype: torch.dty
         if exact:
             out = gaunt_contraction_reference(x, weight, elements, problem)
         else:
-            where = "mul_ir", problem.text, "gaunt_contraction._triton"
-            out = contract(x, weight, elements, problem, *where)
+            where = problem.text, "gaunt_contraction._triton"
+            out = contract(x, weight, elements, problem, "mul_ir", *where)
         first = torch.autograd.grad(out, (x, weight), grad, create_graph=True)
         along = h.double() if exact else h
         second = torch.autograd.grad(first[0], (x, weight, grad), along, materialize_grads=True)
@@ -159,7 +159,7 @@ def test_another_number_of_nodes_is_not_compiled_again(
         kernels.append([kernel for kernel, _ in launches])
         items = nodes // 16 + min(nodes, elements)
         assert [grid for _, grid in launches] == [
-            *((nodes, 2), (items, 2)),
+            *((nodes, 2), (items, 2), (items, 2)),  # the weights w, then the weights u
             (elements, -(-problem.num_weights * 40 // 256)),
         ]
     assert all(others == kernels[0] for others in kernels[1:])
