@@ -19,8 +19,8 @@ def chunk_rows(frame: FrameLayout) -> int:
 
 
 MAX_DEGREE = 32
-"""Largest degree of the C++ kernels, the length of a table on the stack; w3j is exact far beyond 16
-and compiling the code of one degree takes 2 s of CPU time at 16."""
+"""Largest degree of the C++ kernels, the length of their tables on the stack. The code of degree 12
+takes 1.9 s of CPU time to compile, that of degree 16 3.2 s, once per machine."""
 
 
 FUSED_CHUNK_BYTES = 2 << 20
@@ -40,7 +40,7 @@ def fused_chunk_rows(frame_in: FrameLayout, frame_out: FrameLayout) -> int:
 
 
 MAX_TRITON_DEGREE = 12
-"""Largest degree whose Triton code is unrolled: about 500 statements."""
+"""Largest degree whose Triton code is unrolled: at most 355 statements."""
 
 
 @dataclass(frozen=True)

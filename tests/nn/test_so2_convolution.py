@@ -320,3 +320,82 @@ def test_errors_name_the_rule() -> None:
         conv(torch.randn(1, 5), torch.randn(1, 3))
     with pytest.raises(ValueError, match=r"scale must have shape \(1, 3\)"):
         conv(torch.randn(1, 5), torch.randn(1, 3), torch.randn(6), scale=torch.randn(1, 2))
+
+
+def fused_case(group: Group) -> tuple[list[SO2Convolution], Graph, list[Tensor]]:
+    """Convolutions by the C++ and the plain kernels, with a graph whose edges are not sorted."""
+    convs = [
+        SO2Convolution(
+            "3x0e+2x1o+1x2e+2x1e",
+            "2x0e+17x1o+1x3o",
+            2,
+            group=group,
+            internal_weights=False,
+            backend=backend,
+        )
+        for backend in ("auto", "torch")
+    ]
+    graph = Graph(torch.tensor([0, 1, 2, 2, 1, 3, 0]), torch.tensor([5, 0, 3, 0, 2, 0, 5]), 4, 6)
+    conv = convs[0]
+    shapes = [(4, conv.irreps_in.dim), (7, 3), (conv.weight_numel,), (7, conv.scale_numel)]
+    return convs, graph, [SPECIAL if shape[1:] == (3,) else torch.randn(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize("group", ["O3", "SO3"])
+def test_chunked_convolutions_equal_the_plain_ops(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eqtp.kernels.so2._fused.fused_chunk_rows", lambda *frames: 3)
+    convs, graph, operands = fused_case(group)
+    fused, plain = convs
+    assert_same(
+        lambda x, r, w, s: fused(x, r, w, graph=graph, scale=s),
+        lambda x, r, w, s: plain(x, r, w, graph=graph, scale=s),
+        operands,
+    )
+    assert_same(
+        lambda x, r, w: fused(x, r, w, graph=graph),
+        lambda x, r, w: plain(x, r, w, graph=graph),
+        operands[:3],
+    )
+
+
+def test_third_derivatives_of_chunked_convolutions() -> None:
+    (conv, plain), graph, operands = fused_case("SO3")
+    directions = [torch.randn_like(t) for t in operands]
+    results = []
+    for module in (conv, plain):
+        x, r, w, s = (t.clone().requires_grad_() for t in operands)
+        out = module(x, r, w, graph=graph, scale=s).pow(2).sum()
+        for order in range(3):
+            grads = torch.autograd.grad(out, (x, r, w, s), create_graph=order < 2)
+            if order < 2:
+                pairs = zip(grads, directions, strict=True)
+                out = torch.stack([(g * d).sum() for g, d in pairs]).sum()
+        results.append(grads)
+    for got, wanted in zip(*results, strict=True):
+        close(got, wanted, TOLERANCES["second"])
+
+
+def test_no_edges() -> None:
+    conv = SO2Convolution("2x0e+2x1o", "3x1o")
+    nothing = torch.zeros(0, dtype=torch.long)
+    x, vectors = torch.randn(2, 8, requires_grad=True), torch.zeros(0, 3, requires_grad=True)
+    out = conv(x, vectors, graph=Graph(nothing, nothing, 2, 4))
+    assert out.shape == (4, 9)
+    assert bool((out == 0).all())
+    assert conv.weight is not None
+    grads = torch.autograd.grad(out.sum(), (x, vectors, conv.weight))
+    assert all(bool((grad == 0).all()) for grad in grads)
+
+
+def test_only_directions_matter_and_a_zero_vector_passes_degree_0_only() -> None:
+    conv = SO2Convolution("2x0e+2x1o", "2x0e+2x1o")
+    x, vectors = torch.randn(3, 8), torch.randn(3, 3)
+    close(conv(x, 1e5 * vectors), conv(x, vectors), TOLERANCES["values"])
+    zero = torch.zeros(3, 3, requires_grad=True)
+    out = conv(x, zero)
+    assert bool((out[:, 2:] == 0).all())
+    assert float(out[:, :2].detach().abs().max()) > 0
+    (grad,) = torch.autograd.grad(out.sum(), zero)
+    assert bool((grad == 0).all())
