@@ -23,7 +23,7 @@ SPECIAL = {
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
     "gaunt_product": "Gaunt products beside the published algorithms and CG, by degree",
     "path_gate": "a MACE whose paths were gated to a share: flops and time of product and step",
-    "so2": "SO(2) convolutions beside CG and a plain eSCN: time and memory against lmax",
+    "so2_convolution": "SO(2) convolutions beside CG and a plain eSCN: time, memory over lmax",
     "training_step": "a MACE training step and evaluation beside mace-torch",
     "accelerate": "a mace-torch model before and after eqtp.accelerate",
     "tensornet": "a TensorNet training step and evaluation beside plain torch and torchmd-net",

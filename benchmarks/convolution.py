@@ -24,7 +24,7 @@ def cases(choice: Choice) -> Iterator[Case]:
     """
     if choice.quick:
         yield _case(_mace(16, 1), "iron", choice)
-        yield _case(_mace(16, 2), "threebpa", choice)
+        yield _case(_mace(16, 2), "iron", choice)
         return
     for graph in ("iron", "threebpa", "water"):
         yield _case(_mace(64, 2), graph, choice)

@@ -42,7 +42,7 @@ TOLERANCES = {  # networks of some layers; gradients of parameters sum over thou
 
 def cases(choice: Choice) -> Iterator[Case]:
     """Both steps of each model on molecules, water and a small crystal."""
-    graphs = ("threebpa",) if choice.quick else ("iron", "threebpa", "water")
+    graphs = ("iron",) if choice.quick else ("iron", "threebpa", "water")
     for model, sizes in MODELS.items():
         for size in ("small",) if choice.quick else sizes:
             for graph in graphs:

@@ -1,4 +1,4 @@
-"""eSCN in plain PyTorch, as its public implementations do it: what `benchmarks.so2` compares with.
+"""eSCN in plain PyTorch, as its public implementations do it: for `benchmarks.so2_convolution`.
 
 A Wigner matrix of all degrees per edge from Euler angles (D = Z(a) J Z(b) J, e3nn 0.4), stored and
 differentiated by autograd; rotation by a batched product; numbers reordered by m; one linear map

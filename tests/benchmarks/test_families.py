@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eqtp.benchmarks import convolution, so2
-from eqtp.benchmarks.__main__ import main
+from eqtp.benchmarks.__main__ import SPECIAL, main
 from eqtp.benchmarks.graphs import GRAPHS, edges
 from eqtp.benchmarks.harness.advise import parse
 from eqtp.benchmarks.harness.case import Case
@@ -105,3 +105,12 @@ def test_command_lists_families(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(family in out for family in (*FAMILIES, "compare", "training_step"))
+
+
+def test_names_are_of_one_thing_each() -> None:
+    """A family and a special benchmark of one name would stand in one file."""
+    assert not set(FAMILIES) & set(SPECIAL)
+    for name in SPECIAL:
+        assert hasattr(importlib.import_module(f"eqtp.benchmarks.{name}"), "main")
+    for name in FAMILIES:
+        assert hasattr(importlib.import_module(f"eqtp.benchmarks.{name}"), "cases")
