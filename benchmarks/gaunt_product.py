@@ -21,6 +21,7 @@ compared is CPU time, of one thread.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -169,8 +170,7 @@ def _published_fourier(lmax: int) -> Product:
 
 def _published_grid(lmax: int) -> Product:
     """e3nn's transforms on its equiangular grid, on [rows, channels, (L+1)^2]."""
-    from e3nn import o3
-
+    o3: Any = importlib.import_module("e3nn.o3")
     resolution = 2 * (2 * lmax + 1), 4 * lmax + 1
     to_grid = o3.ToS2Grid(lmax, resolution, normalization="integral")
     from_grid = o3.FromS2Grid(resolution, lmax, normalization="integral", lmax_in=2 * lmax)

@@ -190,7 +190,8 @@ def _mace(arguments: tuple[str, str, int]) -> Make:
 
         def adapt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             x = tensors["x"]
-            fast.to(x), exact.to(x.device)
+            fast.to(x)
+            exact.to(x.device)
             weights = {name: weight.detach().to(x) for name, weight in fast.named_parameters()}
             return {"x": x} | {name: w for name, w in weights.items() if w.numel() > 0}
 

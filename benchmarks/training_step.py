@@ -83,7 +83,7 @@ def contestants(hidden: str) -> tuple[dict[str, nn.Module], Sequence[Any]]:
 
     torch.manual_seed(0)
     data = ThreeBPA.load()
-    hyperparameters = data.statistics() | {"hidden_irreps": hidden}
+    hyperparameters: dict[str, Any] = data.statistics() | {"hidden_irreps": hidden}
     opponent = MaceTorch(**hyperparameters)
     models = (opponent, MACE.from_mace(opponent.mace).double(), MACE(**hyperparameters))
     return dict(zip(CONTESTANTS, models, strict=True)), five_frames(data.train)

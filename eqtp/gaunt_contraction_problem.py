@@ -108,7 +108,7 @@ class GauntContractionProblem:
             Irreps(irreps_in), Irreps(irreps_out), correlation, bool(iterated)
         )
 
-    @cached_property
+    @property
     def num_channels(self) -> int:
         """The multiplicity C that all blocks share."""
         return int(self.irreps_in[0].mul)

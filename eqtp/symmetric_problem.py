@@ -75,7 +75,7 @@ class SymmetricContractionProblem:
         irreps_in, irreps_out, correlation = text.split("|")
         return SymmetricContractionProblem(Irreps(irreps_in), Irreps(irreps_out), int(correlation))
 
-    @cached_property
+    @property
     def num_channels(self) -> int:
         """The multiplicity C that all blocks share."""
         return int(self.irreps_in[0].mul)

@@ -132,7 +132,9 @@ class Case:
 
 
 def _on_device(place: Any, device: str) -> Any:
-    if isinstance(place, Graph) and place.device.type != torch.device(device).type:
+    if isinstance(place, Graph):
+        if place.device.type == torch.device(device).type:
+            return place
         ends = place.edge_src.to(device), place.edge_dst.to(device)
         return Graph(*ends, place.num_src, place.num_dst)
     if isinstance(place, Tensor):

@@ -42,6 +42,7 @@ class Family(Protocol):
 
     def cases(self, choice: Choice) -> Iterator[Case]:
         """The cases, small ones first."""
+        ...
 
 
 def product_case(

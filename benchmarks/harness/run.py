@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -131,7 +131,7 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)  # some rivals read it
     torch.set_float32_matmul_precision("highest")
-    family: Family = importlib.import_module(f"eqtp.benchmarks.{args.family}")
+    family = cast("Family", importlib.import_module(f"eqtp.benchmarks.{args.family}"))
     choice = Choice(args.quick, dtype, args.compiled, args.device)
     seconds = args.seconds or (0.2 if args.quick else 2.0)
     options = Options(

@@ -23,14 +23,17 @@ class PolynomialProblem(Protocol):
     @property
     def irreps_in(self) -> Irreps:
         """Irreps of x."""
+        ...
 
     @property
     def irreps_out(self) -> Irreps:
         """Irreps of the result."""
+        ...
 
     @property
     def num_channels(self) -> int:
         """Multiplicity of every block."""
+        ...
 
 
 def check_operands(

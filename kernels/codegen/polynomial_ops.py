@@ -138,8 +138,8 @@ class _Gradient(torch.autograd.Function):
         else:
             args = h, v, x, weight, grad, element, *ctx.where, wanted
             op = torch.ops.eqtp.polynomials_double_backward.default
-            direct = is_direct(*args[:6])
-            found = _spread((_compute_double_backward if direct else op)(*args), wanted)
+            compute: Any = _compute_double_backward if is_direct(*args[:6]) else op
+            found = _spread(compute(*args), wanted)
         return (*found, None, None, None, None)
 
 

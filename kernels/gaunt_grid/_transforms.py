@@ -52,9 +52,11 @@ class Transform(Protocol):
 
     def synthesize(self, x: Tensor) -> Tensor:
         """Fields on the points."""
+        ...
 
     def transpose(self, values: Tensor) -> Tensor:
         """The transposed synthesis."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,12 @@ def test_third_derivatives(name: str) -> None:
 
     def scale(y: Tensor, radial: Tensor) -> Tensor:
         outs = scale_orders(y, radial, sizes)
-        (grad,) = torch.autograd.grad(sum((o**3).sum() for o in outs), y, create_graph=True)
+        (grad,) = torch.autograd.grad([(o**3).sum() for o in outs], y, create_graph=True)
         return grad
 
     def gate(factor: Tensor, *hidden: Tensor) -> Tensor:
         outs = gate_orders(hidden, factor, sizes)
-        (grad,) = torch.autograd.grad(sum((o**2).sum() for o in outs), factor, create_graph=True)
+        (grad,) = torch.autograd.grad([(o**2).sum() for o in outs], factor, create_graph=True)
         return grad
 
     make = scale_inputs if name == "scale" else gate_inputs

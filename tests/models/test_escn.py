@@ -278,7 +278,7 @@ def test_edge_convolution_is_its_formula(
     expected = torch.zeros(3, frame_out.irreps.dim)
     for e in range(4):
         ends = (both[src[e], :, 0] + both[dst[e], :, 1]).reshape(1, -1)
-        here = {"m_max": m_max, "layout": "ir_mul"}
+        here: dict[str, Any] = {"m_max": m_max, "layout": "ir_mul"}
         y = rotate_to_edge(ends, vectors[e : e + 1], irreps_in, **here)
         start = 0
         for m in range(m_max + 1):

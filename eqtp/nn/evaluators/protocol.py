@@ -63,18 +63,24 @@ class Evaluator(Protocol):
         Returns:
             [rows, dim_out], or [num_dst, dim_out].
         """
+        ...
 
     def effective_path_weights(self, weight: Tensor) -> Tensor:
         """The flat weights of the "cg" product of the same problem, from the method's own."""
+        ...
 
     def prune(self, keep: Sequence[int]) -> Evaluator:
         """The product with only the paths `keep`, every constant unchanged."""
+        ...
 
     def prune_weight(self, weight: Tensor, keep: Sequence[int]) -> Tensor:
         """The part of a flat weight that the paths `keep` read."""
+        ...
 
     def family(self, device: str) -> str:
         """The kernel family that serves graphs on a type of device."""
+        ...
 
     def explain(self, title: str, like: Tensor | None) -> str:
         """What runs and why, for operands like a tensor; CPU and default dtype when None."""
+        ...

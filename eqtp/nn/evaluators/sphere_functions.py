@@ -153,7 +153,8 @@ def sectors_of(problem: TensorProductProblem, *, natural: bool = True) -> tuple[
         natural: Whether blocks are kept apart by "naturalness"; otherwise by parity, which is
             enough where one product computes even and odd sums alike.
     """
-    (mode,) = {path.mode for path in problem.paths}
+    modes: set[Mode] = {path.mode for path in problem.paths}
+    (mode,) = modes
     sides = problem.irreps_in1, problem.irreps_in2, problem.irreps_out
     blocks: dict[tuple[int, Key], set[int]] = {}
     results: dict[tuple[Key, Key, Key, bool], set[int]] = {}
@@ -198,7 +199,7 @@ def missing_paths(problem: TensorProductProblem, method: Method) -> list[tuple[i
     """
     given = [(path.i_in1, path.i_in2, path.i_out) for path in problem.paths]
     sides = [sorted(set(numbers)) for numbers in zip(*given, strict=True)]
-    modes = {path.mode for path in problem.paths}
+    modes: set[Mode] = {path.mode for path in problem.paths}
     missing = [triple for triple in set(given) if given.count(triple) > 1]
     for triple in itertools.product(*sides):
         if triple in given:
