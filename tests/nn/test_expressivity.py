@@ -42,9 +42,29 @@ def test_counts(lmax: int) -> None:
     assert expressivity(product(lmax, "cg")) == CG[lmax]
     assert expressivity(product(lmax, "gaunt")) == 4 * lmax + 1
     assert expressivity(product(lmax, "gaunt_full", odd=True)) == ODD[lmax]
+    assert expressivity(product(lmax, "matrix")) == 4 * lmax + 1  # 5, 9, 13, 17: separable too
 
 
-@pytest.mark.parametrize(("lmax", "passes"), [(2, 2), (3, 3)])
+@pytest.mark.parametrize("lmax", [1, 2])
+def test_convolutions_in_edge_frames_have_every_triangle(lmax: int) -> None:
+    """Harmonics to twice the degree of the features, and weights as free as those of "cg"."""
+    degrees, filters = range(lmax + 1), range(2 * lmax + 1)
+    triangles = {
+        (l1, l2, l3)
+        for l1, l2, l3 in itertools.product(degrees, filters, degrees)
+        if abs(l1 - l2) <= l3 <= l1 + l2
+    }
+    sides = ("+".join(f"{l}e" for l in degrees), "+".join(f"{l}e" for l in filters))
+    instructions = [(*path, "uvw", True) for path in sorted(triangles)]
+    tp = TensorProduct(*sides, sides[0], instructions, method="so2")
+    assert interactability(tp) == triangles
+    assert expressivity(tp) == len(triangles)
+
+
+@pytest.mark.parametrize(
+    ("lmax", "passes"),
+    [(2, 2), (3, 3), (4, 4), pytest.param(6, 6, marks=pytest.mark.slow)],
+)
 def test_passes_reach_all_even_paths(lmax: int, passes: int) -> None:
     """Results to lmax: as many passes as the degree, and not one fewer."""
     full = product(lmax, "cg", highest=lmax, odd=False)
