@@ -31,9 +31,10 @@ TOLERANCES = {
     "float64": 1e-10,  # the bar; two orders of summation leave 1e-14
     "gradients": 1e-9,  # the bar, of each parameter's largest gradient
     "float32": 2e-6,  # the bar
-    # From float64, over mace-torch's own distance: where pair repulsion cancels (89 elements) that
-    # is 1.2e-5, and 1.0e-5 accelerated, so the two differ by 1.4e-5; elsewhere both are at 2e-6.
-    "stress in float32": 2.0,
+    # From float64, over mace-torch's own distance, which is rounding of sums that cancel: for ten
+    # random 128x0e+128x1o 0.8e-6 to 6.6e-6, accelerated 1.0e-6 to 6.8e-6, over each other 0.7 to
+    # 2.5; with pair repulsion and 89 elements 1.2e-5 and 1.0e-5.
+    "stress in float32": 4.0,
 }
 
 R_MAX = 4.0
