@@ -11,9 +11,7 @@ three; `_schedule` finds what can be shared.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, cast
 
@@ -23,7 +21,13 @@ from torch import Tensor
 from eqtp.autograd import wanted_gradients
 from eqtp.kernels.gaunt_grid._schedule import schedule
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
-from eqtp.kernels.tensor_product._form import Term, differentiate
+from eqtp.kernels.tensor_product._form import (
+    Term,
+    differentiate,
+    slots_of_results,
+    terms_of,
+    text_of,
+)
 from eqtp.operators import below_autograd, register
 
 __all__ = ["product"]
@@ -52,29 +56,7 @@ def product(
     return cast("Tensor", out)
 
 
-@lru_cache(maxsize=1024)
-def _text_of(terms: tuple[Term, ...]) -> str:
-    return json.dumps([[term.operands, term.results] for term in terms])
-
-
-_VALUE = _text_of((_VALUE_TERM,))
-
-
-@lru_cache(maxsize=1024)
-def _terms_of(text: str) -> tuple[Term, ...]:
-    return tuple(Term(tuple(operands), tuple(results)) for operands, results in json.loads(text))
-
-
-@lru_cache(maxsize=1024)
-def _slots_of_results(text: str) -> dict[int, int]:
-    """Numbers of the results, ascending, and the slots that they are derivatives in."""
-    slots = {
-        result: slot
-        for term in _terms_of(text)
-        for slot, result in enumerate(term.results)
-        if result is not None
-    }
-    return dict(sorted(slots.items()))
+_VALUE = text_of((_VALUE_TERM,))
 
 
 class _Derivatives(torch.autograd.Function):
@@ -92,10 +74,10 @@ class _Derivatives(torch.autograd.Function):
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         operands = ctx.saved_tensors
         needs = wanted_gradients(ctx, operands)
-        numbers = list(_slots_of_results(ctx.text))
+        numbers = list(slots_of_results(ctx.text))
         given = dict(zip(numbers, directions, strict=True))
         terms = differentiate(
-            _terms_of(ctx.text),
+            terms_of(ctx.text),
             len(operands),
             [number for number in numbers if given[number] is not None],
             [number for number, need in enumerate(needs) if need],
@@ -103,10 +85,10 @@ class _Derivatives(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(operands)
         if terms:
             more = [given.get(number) for number in range(numbers[-1] + 1)]
-            text = _text_of(terms)
+            text = text_of(terms)
             op = torch.ops.eqtp.sphere_product.default
             results = op([*operands, *more], *ctx.where, text)
-            for number, result in zip(_slots_of_results(text), results, strict=True):
+            for number, result in zip(slots_of_results(text), results, strict=True):
                 grads[number] = result
         return (None, None, *grads)
 
@@ -118,8 +100,8 @@ def _compute(
     description = SphereProductProblem.of_text(problem)
     given = {n: x.contiguous() for n, x in enumerate(operands) if x is not None}
     ones = frozenset(number for number in _WEIGHTS if number not in given)
-    plan = schedule(description.odd, _terms_of(text), frozenset(given), ones)
-    slots = _slots_of_results(text)
+    plan = schedule(description.odd, terms_of(text), frozenset(given), ones)
+    slots = slots_of_results(text)
     shapes = _shapes(operands, description, channels, text)
     rows = given[0].shape[0]
     results = kernel.evaluate(
@@ -146,7 +128,7 @@ def _shapes(
         number: (rows, problem.dims[2], channels[2])
         if slot == _OUT
         else cast("Tensor", operands[number]).shape
-        for number, slot in _slots_of_results(text).items()
+        for number, slot in slots_of_results(text).items()
     }
 
 

@@ -12,15 +12,26 @@ The value takes one term, all gradients together one, the gradients of those gra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from eqtp.graph import Graph
 from eqtp.layout import Layout
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["SLOTS", "VALUE", "WEIGHT", "Form", "Term", "differentiate"]
+__all__ = [
+    "SLOTS",
+    "VALUE",
+    "WEIGHT",
+    "Form",
+    "Term",
+    "differentiate",
+    "slots_of_results",
+    "terms_of",
+    "text_of",
+]
 
 SLOTS: tuple[str, ...] = ("x1", "x2", "weight", "out")
 WEIGHT = 2
@@ -118,3 +129,27 @@ def differentiate(
 
 def _exchange(numbers: Numbers, slot: int, number: int | None) -> Numbers:
     return (*numbers[:slot], number, *numbers[slot + 1 :])
+
+
+@lru_cache(maxsize=1024)
+def text_of(terms: tuple[Term, ...]) -> str:
+    """The terms as an argument of a `torch.library` op."""
+    return json.dumps([[term.operands, term.results] for term in terms])
+
+
+@lru_cache(maxsize=1024)
+def terms_of(text: str) -> tuple[Term, ...]:
+    """The inverse of `text_of`."""
+    return tuple(Term(tuple(operands), tuple(results)) for operands, results in json.loads(text))
+
+
+@lru_cache(maxsize=1024)
+def slots_of_results(text: str) -> dict[int, int]:
+    """Numbers of the results, ascending, and the slots that they are derivatives in."""
+    slots = {
+        result: slot
+        for term in terms_of(text)
+        for slot, result in enumerate(term.results)
+        if result is not None
+    }
+    return dict(sorted(slots.items()))

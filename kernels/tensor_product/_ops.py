@@ -6,9 +6,7 @@ is another call with more operands and other terms, so it is differentiable to a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -17,7 +15,15 @@ from torch import Tensor
 from eqtp.autograd import wanted_gradients
 from eqtp.kernels.codegen.edges import graph_of
 from eqtp.kernels.tensor_product import _cpu, _torch
-from eqtp.kernels.tensor_product._form import SLOTS, VALUE, Form, Term, differentiate
+from eqtp.kernels.tensor_product._form import (
+    SLOTS,
+    VALUE,
+    Form,
+    differentiate,
+    slots_of_results,
+    terms_of,
+    text_of,
+)
 from eqtp.layout import Layout
 from eqtp.operators import below_autograd, register
 from eqtp.problem import TensorProductProblem
@@ -38,29 +44,7 @@ def product(x1: Tensor, x2: Tensor, weight: Tensor | None, where: Where) -> Tens
     return cast("Tensor", out)
 
 
-@lru_cache(maxsize=1024)
-def _text_of(terms: tuple[Term, ...]) -> str:
-    return json.dumps([[term.operands, term.results] for term in terms])
-
-
-_VALUE = _text_of((VALUE,))
-
-
-@lru_cache(maxsize=1024)
-def _terms_of(text: str) -> tuple[Term, ...]:
-    return tuple(Term(tuple(operands), tuple(results)) for operands, results in json.loads(text))
-
-
-@lru_cache(maxsize=1024)
-def _slots_of_results(text: str) -> dict[int, int]:
-    """Numbers of the results, ascending, and the slots that they are derivatives in."""
-    slots = {
-        result: slot
-        for term in _terms_of(text)
-        for slot, result in enumerate(term.results)
-        if result is not None
-    }
-    return dict(sorted(slots.items()))
+_VALUE = text_of((VALUE,))
 
 
 class _Derivatives(torch.autograd.Function):
@@ -78,10 +62,10 @@ class _Derivatives(torch.autograd.Function):
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         operands = ctx.saved_tensors
         needs = wanted_gradients(ctx, operands)
-        numbers = list(_slots_of_results(ctx.text))
+        numbers = list(slots_of_results(ctx.text))
         given = dict(zip(numbers, directions, strict=True))
         terms = differentiate(
-            _terms_of(ctx.text),
+            terms_of(ctx.text),
             len(operands),
             [number for number in numbers if given[number] is not None],
             [number for number, need in enumerate(needs) if need],
@@ -89,10 +73,10 @@ class _Derivatives(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(operands)
         if terms:
             more = [given.get(number) for number in range(numbers[-1] + 1)]
-            text = _text_of(terms)
+            text = text_of(terms)
             op = torch.ops.eqtp.tensor_product.default
             results = op([*operands, *more], *ctx.where, text)
-            for number, result in zip(_slots_of_results(text), results, strict=True):
+            for number, result in zip(slots_of_results(text), results, strict=True):
                 grads[number] = result
         return (None, None, *grads)
 
@@ -116,8 +100,8 @@ def _compute(
         len(x2),
         weight is not None and weight.ndim == 1,
     )
-    slots = _slots_of_results(text)
-    results = _KERNELS[backend].evaluate(form, _terms_of(text), operands, max(slots) + 1)
+    slots = slots_of_results(text)
+    results = _KERNELS[backend].evaluate(form, terms_of(text), operands, max(slots) + 1)
     return [results[number] for number in slots]
 
 
@@ -134,7 +118,7 @@ def _fake(
     dim_out = TensorProductProblem.of_text(problem).irreps_out.dim
     return [
         x2.new_empty((num_dst, dim_out) if slot == _OUT else cast("Tensor", operands[slot]).shape)
-        for slot in _slots_of_results(text).values()
+        for slot in slots_of_results(text).values()
     ]
 
 

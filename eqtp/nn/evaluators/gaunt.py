@@ -25,11 +25,9 @@ from eqtp.graph import Graph
 from eqtp.kernels.gaunt_fourier import fourier_product
 from eqtp.kernels.gaunt_grid import cost, sphere_product
 from eqtp.kernels.gaunt_grid import op as grid_op
-from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
 from eqtp.nn.explanation import flops_per_row
-from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
@@ -173,14 +171,7 @@ class GauntProduct:
         graph: Graph | None,
         radial: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        if radial is not None:
-            weight = radial[0] @ radial[1]
-        if is_autocast(x1):
-            x1, x2, weight = widest((x1, x2, weight))
-        validate(x1, x2, None, replace(self.problem, paths=()), graph)
-        self.weights.check(weight, x2.shape[0], x1)
-        if weight is not None and self.weight_numel == 0:
-            weight = None
+        x1, x2, weight = self.weights.operands(x1, x2, weight, graph, radial)
         if self.evaluation == "direct":
             paths = None if weight is None else self.weights.path_weights(weight)
             return self._direct(x1, x2, paths, graph=graph, radial=None)

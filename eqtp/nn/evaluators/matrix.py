@@ -23,11 +23,9 @@ from eqtp.backend import Backend, resolve
 from eqtp.graph import Graph
 from eqtp.kernels.matrix import Kind, matrix_product
 from eqtp.kernels.matrix import op as matrix_op
-from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
 from eqtp.nn.explanation import flops_per_row
-from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
@@ -176,14 +174,7 @@ class MatrixProduct:
         graph: Graph | None,
         radial: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        if radial is not None:
-            weight = radial[0] @ radial[1]
-        if is_autocast(x1):
-            x1, x2, weight = widest((x1, x2, weight))
-        validate(x1, x2, None, replace(self.problem, paths=()), graph)
-        self.weights.check(weight, x2.shape[0], x1)
-        if weight is not None and self.weight_numel == 0:
-            weight = None
+        x1, x2, weight = self.weights.operands(x1, x2, weight, graph, radial)
         if self.why_direct is not None or not self.problem.paths:
             paths = None if weight is None else self.weights.path_weights(weight)
             return self._direct(x1, x2, paths, graph=graph, radial=None)

@@ -17,7 +17,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from eqtp.graph import Graph
+from eqtp.kernels.tensor_product.op import validate
 from eqtp.methods import Method
+from eqtp.operators import is_autocast, widest
 from eqtp.problem import Mode, Path, TensorProductProblem
 
 __all__ = ["SEPARABLE_MODES", "SeparableWeights"]
@@ -108,6 +111,33 @@ class SeparableWeights:
         """a, b and c, each [..., passes, length]."""
         a, b, c = weight.unflatten(-1, (self.passes, -1)).split(self.sizes, dim=-1)
         return a, b, c
+
+    def operands(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        weight: Tensor | None,
+        graph: Graph | None,
+        radial: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x1, x2 and the weight of a call, checked and of one dtype; None where there is none.
+
+        Raises:
+            ValueError: A shape is wrong, or there is no weight.
+            TypeError: A dtype or device is wrong.
+        """
+        if radial is not None:
+            weight = radial[0] @ radial[1]
+        if is_autocast(x1):
+            x1, x2, weight = widest((x1, x2, weight))
+        validate(x1, x2, None, self._without_paths, graph)
+        self.check(weight, x2.shape[0], x1)
+        return x1, x2, None if self.numel == 0 else weight
+
+    @cached_property
+    def _without_paths(self) -> TensorProductProblem:
+        """The shapes of x1 and x2, without weights."""
+        return replace(self.problem, paths=())
 
     def check(self, weight: Tensor | None, rows: int, like: Tensor) -> None:
         """Refuses a weight that does not fit.
