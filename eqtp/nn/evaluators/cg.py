@@ -18,7 +18,7 @@ from eqtp.nn.explanation import explain
 from eqtp.nn.family import FamilyChoice
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["ClebschGordan"]
+__all__ = ["ClebschGordan", "path_weights"]
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ class ClebschGordan:
         return ClebschGordan(self.problem.prune(keep), self.backend, self.layout)
 
     def prune_weight(self, weight: Tensor, keep: Sequence[int]) -> Tensor:
-        slices = [self.problem.paths[index].weight_slice for index in sorted(keep)]
-        parts = [weight[..., part] for part in slices]
-        return torch.cat(parts, dim=-1) if parts else weight[..., :0]
+        return path_weights(self.problem, weight, keep)
 
     def family(self, device: str) -> str:
         return self._choose_family(on_graph=True, device=device)[0]
@@ -97,3 +95,9 @@ class ClebschGordan:
             choose_family=self._choose_family,
             like=like,
         )
+
+
+def path_weights(problem: TensorProductProblem, weight: Tensor, keep: Sequence[int]) -> Tensor:
+    """The weights of the paths `keep`, in the order of the paths."""
+    parts = [weight[..., problem.paths[index].weight_slice] for index in sorted(keep)]
+    return torch.cat(parts, dim=-1) if parts else weight[..., :0]

@@ -18,6 +18,8 @@ from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
 from eqtp.problem import TensorProductProblem
 
+from .cg import path_weights
+
 __all__ = ["SO2"]
 
 
@@ -180,9 +182,7 @@ class SO2:
         return SO2(self.problem.prune(keep), self.backend, self.layout)
 
     def prune_weight(self, weight: Tensor, keep: Sequence[int]) -> Tensor:
-        slices = [self.problem.paths[index].weight_slice for index in sorted(keep)]
-        parts = [weight[..., part] for part in slices]
-        return torch.cat(parts, dim=-1) if parts else weight[..., :0]
+        return path_weights(self.problem, weight, keep)
 
     def family(self, device: str) -> str:
         return "so2"
