@@ -1,7 +1,9 @@
 """eqtp's models trained on 3BPA for the same CPU time, or for the same number of steps.
 
-Every model runs through the loop of `training_run`, each with the learning rate that suits it.
+Every model runs through the loop of `training_run`, each with the learning rate that suits it: the
+one of LRS with the smallest validation error of the forces after SHARE of the hour.
 
+    python -m eqtp.benchmarks.model_training escn --hours 0.05 --lr 0.005 --output DIR
     python -m eqtp.benchmarks.model_training mace escn tensornet --hours 1 --output DIR
     python -m eqtp.benchmarks.model_training mace mace-gaunt --steps 5000 --output DIR
     python -m eqtp.benchmarks.model_training mace escn --output DIR --report NAME
@@ -10,6 +12,7 @@ Every model runs through the loop of `training_run`, each with the learning rate
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 from collections.abc import Sequence
@@ -52,18 +55,19 @@ CONTESTANTS = {
 }
 
 
-def train_one(name: str, budget: Budget, output: Path) -> None:
-    """Trains one contestant in this process."""
+def train_one(name: str, budget: Budget, output: Path, lr: float | None = None) -> None:
+    """Trains one contestant in this process, with another learning rate than its own if given."""
     contestant = CONTESTANTS[name]
+    recipe = dataclasses.replace(contestant.recipe, lr=lr or contestant.recipe.lr)
     kind = model_class(contestant.model)
-    torch.manual_seed(contestant.recipe.seed)
+    torch.manual_seed(recipe.seed)
     data = ThreeBPA.load()
     known = inspect.signature(kind).parameters  # not every model counts neighbours
     statistics = {key: value for key, value in data.statistics().items() if key in known}
     hyperparameters = statistics | contestant.hyperparameters
     model = kind(**hyperparameters).float()
     about = {"model": contestant.model, "hyperparameters": hyperparameters}
-    train(name, model, data, contestant.recipe, budget, output, about)
+    train(name, model, data, recipe, budget, output, about)
 
 
 def report(names: Sequence[str], output: Path, result: str) -> str:
@@ -80,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--hours", type=float, default=1.0, help="CPU hours of each model")
     budget.add_argument("--steps", type=int, help="steps of each model, instead of a time")
+    parser.add_argument("--lr", type=float, help="another learning rate, to choose one by")
     parser.add_argument("--output", type=Path, required=True, help="folder of the records")
     parser.add_argument("--report", metavar="NAME", help="only join the records under this name")
 
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     budget = Budget(args.steps, "steps") if args.steps else Budget(3600 * args.hours)
     for name in args.models:
-        train_one(name, budget, args.output)
+        train_one(name, budget, args.output, args.lr)
     return 0
 
 

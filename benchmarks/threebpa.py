@@ -20,9 +20,10 @@ TEMPERATURES = ("300K", "600K", "1200K")
 
 @dataclass(frozen=True)
 class ThreeBPA:
-    """3BPA: training frames at 300 K, test sets by temperature, atomic energies in eV."""
+    """3BPA: frames at 300 K to train and to choose by, test sets by temperature, E0 in eV."""
 
     train: list[Structure]
+    valid: list[Structure]
     tests: dict[str, list[Structure]]
     energies: dict[int, float]
     notes: list[str]
@@ -46,7 +47,7 @@ class ThreeBPA:
             if name.startswith(TEMPERATURES)
         }
         energies = atomic_energies("isolated", splits.train, splits.isolated)
-        return cls(graphs(splits.train), tests, energies, splits.notes)
+        return cls(graphs(splits.train), graphs(splits.valid), tests, energies, splits.notes)
 
     def statistics(self) -> dict[str, Any]:
         """Keywords of every model: atomic energies and statistics of the training frames."""

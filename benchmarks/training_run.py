@@ -221,11 +221,13 @@ def train(
             run.step()
         with run.averaged() as averaged:
             point = {test: errors(averaged, frames) for test, frames in subsets.items()}
+            valid = errors(averaged, data.valid)
         progress = {"cpu_s": run.cpu, "wall_s": time.perf_counter() - start, "steps": run.steps}
         progress |= {"epochs": run.epochs, "loss": run.loss}
-        record["curve"].append(progress | {"errors": point})
+        record["curve"].append(progress | {"validation": valid, "errors": point})
         write_json(path, record)
-        rmse = ", ".join(f"{k} {v['forces_meV_per_A']:.1f}" for k, v in point.items())
+        shown = {"validation": valid} | point
+        rmse = ", ".join(f"{k} {v['forces_meV_per_A']:.1f}" for k, v in shown.items())
         print(f"{name} {run.cpu:6.0f} s {run.steps:6} steps, force RMSE: {rmse}", flush=True)
     with run.averaged() as averaged:
         record["final"] = {test: errors(averaged, frames) for test, frames in data.tests.items()}
