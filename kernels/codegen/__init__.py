@@ -1,1 +1,1 @@
-"""What the generated kernels of all families share: programs, printers, compiler, threads."""
+"""What the generated kernels of all families share: programs, printers, compiler, ops."""

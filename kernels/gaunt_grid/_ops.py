@@ -4,40 +4,31 @@ The product is the derivative in `out` of one form that is linear in six slots,
 
     T(x1, a, x2, b, out, c) = sum_z sum_c sum_p weight_p  F(a x1)(p) G(b x2)(p) H(c out)(p),
 
-and so are its gradients and theirs: see `eqtp.kernels.tensor_product._form`, whose terms have six
-slots here. The value takes two transforms forward and one back, all gradients together three and
-three; `_schedule` finds what can be shared.
+and so are its gradients and theirs: see `eqtp.kernels.codegen.multilinear_terms`. The value takes
+two transforms forward and one back, all gradients together three and three; `_schedule` finds what
+can be shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from eqtp.autograd import wanted_gradients
+from eqtp.kernels.codegen.multilinear_ops import Operands, register_product
+from eqtp.kernels.codegen.multilinear_terms import Term, slots_of_results, terms_of, text_of
 from eqtp.kernels.gaunt_grid._schedule import schedule
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
-from eqtp.kernels.tensor_product._form import (
-    Term,
-    differentiate,
-    slots_of_results,
-    terms_of,
-    text_of,
-)
-from eqtp.operators import below_autograd, register
 
 __all__ = ["product"]
 
 _OUT = 4
-_VALUE_TERM = Term((0, 1, 2, 3, None, 4), (None, None, None, None, 0, None))
+_VALUE = text_of((Term((0, 1, 2, 3, None, 4), (None, None, None, None, 0, None)),))
 _WEIGHTS = (1, 3, 4)
 """Numbers of a, b and c among the operands; None stands for 1."""
-
-Operands = Sequence[Tensor | None]
 
 
 def product(
@@ -54,43 +45,6 @@ def product(
     op = torch.ops.eqtp.sphere_product.default
     (out,) = op([x1, a, x2, b, c], problem, backend, channels, _VALUE)
     return cast("Tensor", out)
-
-
-_VALUE = text_of((_VALUE_TERM,))
-
-
-class _Derivatives(torch.autograd.Function):
-    """eqtp::sphere_product(operands, problem, backend, channels, terms)."""
-
-    @staticmethod
-    def forward(ctx: Any, where: Any, text: str, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.where, ctx.text = where, text
-        ctx.save_for_backward(*operands)
-        ctx.set_materialize_grads(False)
-        op = torch.ops.eqtp.sphere_product.default
-        return tuple(below_autograd(op, list(operands), *where, text))
-
-    @staticmethod
-    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-        operands = ctx.saved_tensors
-        needs = wanted_gradients(ctx, operands)
-        numbers = list(slots_of_results(ctx.text))
-        given = dict(zip(numbers, directions, strict=True))
-        terms = differentiate(
-            terms_of(ctx.text),
-            len(operands),
-            [number for number in numbers if given[number] is not None],
-            [number for number, need in enumerate(needs) if need],
-        )
-        grads: list[Tensor | None] = [None] * len(operands)
-        if terms:
-            more = [given.get(number) for number in range(numbers[-1] + 1)]
-            text = text_of(terms)
-            op = torch.ops.eqtp.sphere_product.default
-            results = op([*operands, *more], *ctx.where, text)
-            for number, result in zip(slots_of_results(text), results, strict=True):
-                grads[number] = result
-        return (None, None, *grads)
 
 
 def _compute(
@@ -140,14 +94,4 @@ def _fake(
     return [like.new_empty(shape) for shape in shapes.values()]
 
 
-def _record(apply: Callable[..., Any], operands: Operands, *where: Any) -> list[Tensor]:
-    return list(apply(_Derivatives, where[:-1], where[-1], *operands))
-
-
-register(
-    "sphere_product",
-    "(Tensor?[] operands, str problem, str backend, SymInt[] channels, str terms) -> Tensor[]",
-    _compute,
-    _fake,
-    _record,
-)
+register_product("sphere_product", "str problem, str backend, SymInt[] channels", _compute, _fake)

@@ -15,8 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from eqtp.kernels.codegen.multilinear_terms import Term
 from eqtp.kernels.gaunt_grid._transforms import COUPLINGS
-from eqtp.kernels.tensor_product._form import Term
 
 __all__ = ["Factor", "Output", "Product", "Schedule", "schedule"]
 

@@ -18,8 +18,9 @@ from eqtp.graph import EdgeOrder, SenderSums
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_library
 from eqtp.kernels.codegen.edges import chunk_edges
+from eqtp.kernels.codegen.multilinear_terms import Term
 from eqtp.kernels.tensor_product._cpu_source import source
-from eqtp.kernels.tensor_product._form import SLOTS, WEIGHT, Form, Term
+from eqtp.kernels.tensor_product._form import SLOTS, WEIGHT, Form, is_weighted
 from eqtp.kernels.tensor_product._tables import make_tables
 
 __all__ = ["evaluate"]
@@ -156,7 +157,7 @@ def _group(
         grad_x1, grad_x2, grad_weight, grad_out = (
             -1 if r is None else results.index(r) for r in term.results
         )
-        key: Numbers = (weight, out, grad_weight, grad_out, int(term.weighted))
+        key: Numbers = (weight, out, grad_weight, grad_out, int(is_weighted(term)))
         grouped.setdefault(key, []).append((x1, x2, grad_x1, grad_x2))
     groups: list[Numbers] = []
     pairs: list[Numbers] = []

@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from eqtp.kernels.tensor_product._form import SLOTS, Form, Term
+from eqtp.kernels.codegen.multilinear_terms import Term
+from eqtp.kernels.tensor_product._form import SLOTS, Form, is_weighted
 from eqtp.kernels.tensor_product._groups import Group, make_groups
 from eqtp.kernels.tensor_product.config import chunk_rows
 from eqtp.problem import TensorProductProblem
@@ -31,7 +32,7 @@ def evaluate(
         filled = zip(SLOTS, term.operands, strict=True)
         given = {slot: operands[number] for slot, number in filled if number is not None}
         wanted = {s: r for s, r in zip(SLOTS, term.results, strict=True) if r is not None}
-        part = _weighted(form) if term.weighted else form
+        part = _weighted(form) if is_weighted(term) else form
         derivatives = _derivatives(part, tuple(wanted), given)
         for number, derivative in zip(wanted.values(), derivatives, strict=True):
             old = results[number]

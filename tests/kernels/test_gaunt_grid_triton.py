@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from eqtp.benchmarks.triton_registers import REALS, TARGETS, Usage, compile_source
+from eqtp.kernels.codegen.multilinear_terms import Term, differentiate
 from eqtp.kernels.gaunt_grid import SphereProductProblem, _ops, reference
 from eqtp.kernels.gaunt_grid import op as public
 from eqtp.kernels.gaunt_grid._schedule import Schedule, schedule
 from eqtp.kernels.gaunt_grid._triton_source import FUNCTION, SphereKernel, kernels_of
-from eqtp.kernels.tensor_product._form import Term, differentiate
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
