@@ -34,7 +34,7 @@ def check_layout(layout: str, name: str = "layout") -> None:
 
 
 def to_layout(
-    x: Float[Tensor, "*batch dim"], irreps: Irreps, src: Layout, dst: Layout
+    x: Float[Tensor, "*batch dim"], irreps: Irreps | str, src: Layout, dst: Layout
 ) -> Float[Tensor, "*batch dim"]:
     """Features in another memory order.
 
@@ -75,16 +75,18 @@ def to_layout(
 
 
 @constant_when_compiled
-def _columns(irreps: Irreps) -> tuple[int, tuple[tuple[int, int, int], ...]]:
+def _columns(irreps: Irreps | str) -> tuple[int, tuple[tuple[int, int, int], ...]]:
     """The number of columns, and the columns as `_spans`."""
-    return irreps.dim, _spans(tuple((mul, ir.dim) for mul, ir in irreps))
+    return _spans(irreps)
 
 
 @lru_cache(maxsize=1024)
-def _spans(blocks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int], ...]:
+def _spans(irreps: Irreps | str) -> tuple[int, tuple[tuple[int, int, int], ...]]:
     """Columns as (length, mul, dim), neighbours that need no transpose joined (mul 1)."""
+    irreps = Irreps(irreps)
     spans: list[tuple[int, int, int]] = []
-    for mul, dim in blocks:
+    for mul, ir in irreps:
+        dim = ir.dim
         length = mul * dim
         if length == 0:
             continue
@@ -94,4 +96,4 @@ def _spans(blocks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int], .
             spans[-1] = (spans[-1][0] + length, 1, 1)
         else:
             spans.append((length, 1, 1))
-    return tuple(spans)
+    return irreps.dim, tuple(spans)

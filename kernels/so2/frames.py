@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.irreps import Irreps
 from eqtp.so3 import wigner_3j, wigner_D
 
@@ -87,25 +88,30 @@ class FrameLayout:
             )
 
     @property
+    @constant_when_compiled
     def lmax(self) -> int:
         """The largest degree."""
         return _lmax(self.irreps)
 
     @property
+    @constant_when_compiled
     def dim(self) -> int:
         """Number of columns."""
         return sum(self.widths)
 
+    @constant_when_compiled
     def width(self, m: int) -> int:
         """Number of columns of order m, which order -m has too."""
         return sum(int(mul) for mul, ir in self.irreps if ir.l >= abs(m))
 
     @property
+    @constant_when_compiled
     def widths(self) -> list[int]:
         """Number of columns of the orders 0, +-1, ..., +-m_max together; they follow each other."""
         return [self.width(0), *(2 * self.width(m) for m in range(1, self.m_max + 1))]
 
     @property
+    @constant_when_compiled
     def scale_numel(self) -> int:
         """Number of columns of the orders m >= 0."""
         return sum(self.width(m) for m in range(self.m_max + 1))

@@ -9,6 +9,8 @@ SO(2) for efficient equivariant GNNs", ICML 2023, sections 3 and 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -88,16 +90,17 @@ def rotate_to_edge(
         >>> torch.allclose(rotate_from_edge(y, vectors, "2x0e+2x1o", m_max=1), x, atol=1e-5)
         True
     """
-    frame = _frame(str(irreps), m_max)
-    kernel = choose(frame, backend, vectors.dtype, vectors.device.type)
+    rotation = _rotation(irreps, m_max, backend, vectors.dtype, vectors.device.type)
     if is_autocast(vectors):
         x, vectors = widest((x, vectors))
     rows = len(vectors) if graph is None else graph.num_src
-    check_features("x", x, frame.irreps.dim, rows, vectors, graph)
-    if kernel == "reference":
+    check_features("x", x, rotation.dim, rows, vectors, graph)
+    if rotation.kernel == "reference":
+        frame = FrameLayout.of(irreps, m_max)
         return reference.rotate_to_edge(x, vectors, frame, graph=graph, layout=layout)
-    x = to_layout(x, frame.irreps, layout, "ir_mul")
-    return _ops.rotate(x, vectors, None, (sides_of(graph), False, frame.text, kernel))
+    x = to_layout(x, irreps, layout, "ir_mul")
+    where = (sides_of(graph), False, rotation.frame, rotation.kernel)
+    return _ops.rotate(x, vectors, None, where)
 
 
 def rotate_from_edge(
@@ -135,17 +138,17 @@ def rotate_from_edge(
         >>> rotate_from_edge(torch.tensor([[1.0, 2.0, 3.0]]), along_y, "1x1o").tolist()
         [[3.0, 1.0, 2.0]]
     """
-    frame = _frame(str(irreps), m_max)
-    kernel = choose(frame, backend, vectors.dtype, vectors.device.type)
+    rotation = _rotation(irreps, m_max, backend, vectors.dtype, vectors.device.type)
     if is_autocast(vectors):
         y, vectors = widest((y, vectors))
-    check_features("y", y, frame.dim, len(vectors), vectors, graph)
-    if kernel == "reference":
+    check_features("y", y, rotation.frame_dim, len(vectors), vectors, graph)
+    if rotation.kernel == "reference":
+        frame = FrameLayout.of(irreps, m_max)
         return reference.rotate_from_edge(y, vectors, frame, graph=graph, layout=layout)
     rows = len(vectors) if graph is None else graph.num_dst
-    where = (sides_of(graph), True, frame.text, kernel)
+    where = (sides_of(graph), True, rotation.frame, rotation.kernel)
     out = _ops.rotate_back(y, vectors, None, where, rows)
-    return to_layout(out, frame.irreps, "ir_mul", layout)
+    return to_layout(out, irreps, "ir_mul", layout)
 
 
 def so2_linear(
@@ -268,8 +271,32 @@ def check_scale(num_edges: int, scale: Tensor, frame: FrameLayout) -> None:
         )
 
 
+class _Rotation(NamedTuple):
+    """What a rotation needs to know.
+
+    Attributes:
+        frame: The frame as a text.
+        dim: Columns of the features.
+        frame_dim: Columns of the frame.
+        kernel: The backend that computes it.
+    """
+
+    frame: str
+    dim: int
+    frame_dim: int
+    kernel: str
+
+
 @constant_when_compiled
-def _frame(irreps: str, m_max: int | None) -> FrameLayout:
+def _rotation(
+    irreps: Irreps | str, m_max: int | None, backend: Backend, dtype: torch.dtype, device: str
+) -> _Rotation:
+    frame = _frame(irreps, m_max)
+    return _Rotation(frame.text, frame.irreps.dim, frame.dim, choose(frame, backend, dtype, device))
+
+
+@lru_cache(maxsize=1024)
+def _frame(irreps: Irreps | str, m_max: int | None) -> FrameLayout:
     return FrameLayout.of(irreps, m_max)
 
 

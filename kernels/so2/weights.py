@@ -41,8 +41,10 @@ class Pair(NamedTuple):
     Attributes:
         i_in: Index of the block of x1.
         i_out: Index of the block of the result.
+        mul_in: Channels of the block of x1.
+        mul_out: Channels of the block of the result.
         m_max: Largest order that is kept of both.
-        paths: The paths.
+        weights: Of each path, where its weights start and their shape, () where it has none.
         to_native: [paths, 2 m_max + 1]; times the path weights they are, by order m = -m_max, ...,
             m_max, A_|m| for m >= 0 and B_|m| for m < 0.
         from_native: Its inverse where all l2 are there, [2 m_max + 1, paths].
@@ -50,21 +52,27 @@ class Pair(NamedTuple):
 
     i_in: int
     i_out: int
+    mul_in: int
+    mul_out: int
     m_max: int
-    paths: tuple[Path, ...]
+    weights: tuple[tuple[int, tuple[int, ...]], ...]
     to_native: Tensor
     from_native: Tensor
 
 
 @constant_when_compiled
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # cached tensors must serve later calls that record gradients
 def block_pairs(problem: TensorProductProblem, m_max: int) -> tuple[Pair, ...]:
     """All pairs of blocks that are joined by a path, in the order of their first paths.
 
     Raises:
         ValueError: A block of irreps_in2 has not exactly one channel.
     """
+    return _block_pairs(problem, m_max)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # cached tensors must serve later calls that record gradients
+def _block_pairs(problem: TensorProductProblem, m_max: int) -> tuple[Pair, ...]:
     for mul, ir in problem.irreps_in2:
         if mul != 1:
             raise ValueError(
@@ -80,7 +88,8 @@ def block_pairs(problem: TensorProductProblem, m_max: int) -> tuple[Pair, ...]:
 def _pair(
     i_in: int, i_out: int, paths: tuple[Path, ...], problem: TensorProductProblem, m_max: int
 ) -> Pair:
-    top = min(problem.irreps_in1[i_in].ir.l, problem.irreps_out[i_out].ir.l, m_max)
+    end_in, end_out = problem.irreps_in1[i_in], problem.irreps_out[i_out]
+    top = min(end_in.ir.l, end_out.ir.l, m_max)
     forward = torch.zeros(len(paths), 2 * top + 1, dtype=torch.float64)
     back = torch.zeros_like(forward)
     for row, path in enumerate(paths):
@@ -91,7 +100,9 @@ def _pair(
             value = math.sqrt(2 * l2 + 1) * float(w3j[l1 + m, l2, l3 + sign * m])
             forward[row, top + sign * m] = value * path.coefficient
             back[row, top + sign * m] = value * (2 if m else 1) / (path.coefficient or math.inf)
-    return Pair(i_in, i_out, top, paths, forward, back.T.contiguous())
+    muls = int(end_in.mul), int(end_out.mul)
+    weights = tuple((path.weight_start, path.weight_shape) for path in paths)
+    return Pair(i_in, i_out, *muls, top, weights, forward, back.T.contiguous())
 
 
 def all_paths(irreps_in: Irreps, irreps_out: Irreps) -> TensorProductProblem:
@@ -138,29 +149,42 @@ def from_path_weights(problem: TensorProductProblem, weight: Tensor, m_max: int)
     values: dict[tuple[int, int], Tensor] = {}
     batch = weight.shape[:-1]
     for pair in block_pairs(problem, m_max):
-        parts = [weight[..., path.weight_slice] for path in pair.paths]
+        numel = pair.mul_in * pair.mul_out
+        parts = [weight[..., start : start + numel] for start, _ in pair.weights]
         flat = pair.to_native.to(weight).T @ torch.stack(parts, -2)
-        mul1, _, mul3 = problem.multiplicities(pair.paths[0])
-        values[pair.i_in, pair.i_out] = flat.view(*batch, -1, mul1, mul3)
+        values[pair.i_in, pair.i_out] = flat.view(*batch, -1, pair.mul_in, pair.mul_out)
 
-    def block(i_in: int, i_out: int, m: int) -> Tensor:
-        mul1, mul3 = problem.irreps_in1[i_in].mul, problem.irreps_out[i_out].mul
+    def block(i_in: int, mul_in: int, i_out: int, mul_out: int, m: int) -> Tensor:
         found = values.get((i_in, i_out))
         if found is None:
-            return weight.new_zeros(*batch, mul1, mul3)
+            return weight.new_zeros(*batch, mul_in, mul_out)
         return found[..., found.shape[-3] // 2 + m, :, :]
 
     native = []
-    for m in range(m_max + 1):
-        rows = [i for i, (_, ir) in enumerate(problem.irreps_in1) if ir.l >= m]
-        columns = [i for i, (_, ir) in enumerate(problem.irreps_out) if ir.l >= m]
-        signed = (m, -m) if m else (0,)
+    for m, (rows, columns) in enumerate(_blocks_by_order(problem, m_max)):
         parts = [
-            torch.cat([torch.cat([block(i, o, s) for o in columns], -1) for i in rows], -2)
-            for s in signed
+            torch.cat([torch.cat([block(*i, *o, s) for o in columns], -1) for i in rows], -2)
+            for s in ((m, -m) if m else (0,))
         ]
         native.append(torch.stack(parts, -3))
     return native
+
+
+Blocks = tuple[tuple[int, int], ...]
+"""Index and channels of blocks."""
+
+
+@constant_when_compiled
+def _blocks_by_order(
+    problem: TensorProductProblem, m_max: int
+) -> tuple[tuple[Blocks, Blocks], ...]:
+    """For m = 0, ..., m_max the blocks of x1 and of the result that have that order."""
+
+    def blocks(irreps: Irreps, m: int) -> Blocks:
+        return tuple((i, int(mul)) for i, (mul, ir) in enumerate(irreps) if ir.l >= m)
+
+    ends = problem.irreps_in1, problem.irreps_out
+    return tuple((blocks(ends[0], m), blocks(ends[1], m)) for m in range(m_max + 1))
 
 
 def to_path_weights(problem: TensorProductProblem, native: list[Tensor], m_max: int) -> Tensor:
@@ -174,20 +198,19 @@ def to_path_weights(problem: TensorProductProblem, native: list[Tensor], m_max: 
     starts_in, starts_out = (_starts(frame) for frame in frames)
     pieces: dict[int, Tensor] = {}
     for pair in block_pairs(problem, m_max):
-        mul1, _, mul3 = problem.multiplicities(pair.paths[0])
         blocks = []
         for m in range(-pair.m_max, pair.m_max + 1):
             weight = native[abs(m)]
             row, column = starts_in[abs(m)][pair.i_in], starts_out[abs(m)][pair.i_out]
             part = 0 if m >= 0 else 1
             if part >= weight.shape[-3]:
-                blocks.append(weight.new_zeros(*weight.shape[:-3], mul1 * mul3))
+                blocks.append(weight.new_zeros(*weight.shape[:-3], pair.mul_in * pair.mul_out))
                 continue
-            matrix = weight[..., part, row : row + mul1, column : column + mul3]
+            matrix = weight[..., part, row : row + pair.mul_in, column : column + pair.mul_out]
             blocks.append(matrix.flatten(-2))
         flat = pair.from_native.to(native[0]).T @ torch.stack(blocks, -2)
-        for path, piece in zip(pair.paths, flat.unbind(-2), strict=True):
-            pieces[path.weight_start] = piece
+        for (start, _), piece in zip(pair.weights, flat.unbind(-2), strict=True):
+            pieces[start] = piece
     ordered = [pieces[start] for start in sorted(pieces)]
     return torch.cat(ordered, -1) if ordered else native[0].new_zeros(0)
 

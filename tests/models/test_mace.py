@@ -12,7 +12,6 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch import Tensor
 
-from eqtp.graph import Graph
 from eqtp.models import MACE
 from eqtp.models.training.data import from_ase
 from eqtp.so3 import rand_matrix
@@ -281,22 +280,3 @@ def test_bad_structures() -> None:
 def test_from_mace_refuses_what_is_no_mace() -> None:
     with pytest.raises(NotImplementedError, match="model class 'Linear'"):
         MACE.from_mace(torch.nn.Linear(1, 1))
-
-
-def test_energies_and_forces_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._dynamo
-
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
-    model, data = make(), from_ase(ethanol(), 4.0, dtype=torch.float64)
-    element = torch.tensor([model.atomic_numbers.index(z) for z in data.atomic_numbers.tolist()])
-
-    def function(positions: Tensor, src: Tensor, dst: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = positions[dst] - positions[src]
-        energies = model.node_energies(element, vectors, Graph(src, dst, positions.shape[0]))
-        (slope,) = torch.autograd.grad(energies.sum(), positions)
-        return energies.detach(), slope
-
-    operands = data.positions.clone().requires_grad_(), data.edge_src, data.edge_dst
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for mine, expected in zip(compiled(*operands), function(*operands), strict=True):
-        assert_close(mine, expected)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.so2 import FrameLayout, rotate_from_edge, rotate_to_edge, so2_convolution
 from eqtp.kernels.so2 import op as so2
@@ -35,6 +36,7 @@ class SO2:
     problem: TensorProductProblem
     backend: Backend
     layout: Layout
+    _frames: tuple[FrameLayout, FrameLayout] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         modes = {path.mode for path in self.problem.paths}
@@ -43,7 +45,11 @@ class SO2:
                 f"method='so2' takes paths that are all 'uvw' or all 'uvu', got {sorted(modes)}; "
                 "use method='cg' with the harmonics of the vectors"
             )
-        block_pairs(self.problem, self._m_max)
+        m_max = self._m_max
+        block_pairs(self.problem, m_max)
+        ends = self.problem.irreps_in1, self.problem.irreps_out
+        frames = FrameLayout(ends[0], m_max), FrameLayout(ends[1], m_max)
+        object.__setattr__(self, "_frames", frames)
 
     @property
     def method(self) -> Method:
@@ -61,14 +67,6 @@ class SO2:
     def _m_max(self) -> int:
         degrees = [self.problem.degrees(path) for path in self.problem.paths]
         return max((min(l1, l3) for l1, _, l3 in degrees), default=0)
-
-    @cached_property
-    def _frames(self) -> tuple[FrameLayout, FrameLayout]:
-        m_max = self._m_max
-        return (
-            FrameLayout(self.problem.irreps_in1, m_max),
-            FrameLayout(self.problem.irreps_out, m_max),
-        )
 
     def __call__(
         self,
@@ -135,22 +133,18 @@ class SO2:
         """The product in the frames, pair by pair of blocks."""
         frame_in, frame_out = self._frames
         sums: dict[tuple[int, int], Tensor] = {}  # by block of the result and order
-        starts_in = _block_columns(frame_in)
+        starts = {(index, m): start for index, m, start, _ in _columns(frame_in)}
         for pair in block_pairs(self.problem, frame_in.m_max):
-            columns = [starts_in[pair.i_in, m] for m in range(-pair.m_max, pair.m_max + 1)]
-            mul = frame_in.irreps[pair.i_in].mul
-            rows = torch.stack([y[:, c : c + mul] for c in columns], 1)
+            columns = [starts[pair.i_in, m] for m in range(-pair.m_max, pair.m_max + 1)]
+            rows = torch.stack([y[:, start : start + pair.mul_in] for start in columns], 1)
             product = self._pair_product(rows, weight, pair)
             for m, value in zip(range(-pair.m_max, pair.m_max + 1), product.unbind(1), strict=True):
                 before = sums.get((pair.i_out, m))
                 sums[pair.i_out, m] = value if before is None else before + value
         parts = []
-        for m in range(frame_out.m_max + 1):
-            for signed in (m, -m) if m else (0,):
-                for index, (mul, ir) in enumerate(frame_out.irreps):
-                    if ir.l >= m:
-                        found = sums.get((index, signed))
-                        parts.append(y.new_zeros(len(y), mul) if found is None else found)
+        for index, m, _, mul in _columns(frame_out):
+            found = sums.get((index, m))
+            parts.append(y.new_zeros(len(y), mul) if found is None else found)
         return torch.cat(parts, 1)
 
     def _pair_product(self, rows: Tensor, weight: Tensor | None, pair: Pair) -> Tensor:
@@ -161,10 +155,10 @@ class SO2:
         b = torch.cat([b, none, -b.flip(1)], 1)
         a = torch.cat([native[:, top + 1 :].flip(1), native[:, top:]], 1)
         weights = [
-            weight[..., path.weight_slice].reshape(*weight.shape[:-1], *path.weight_shape)
-            if weight is not None and path.has_weight
+            weight[..., start : start + math.prod(shape)].unflatten(-1, shape)
+            if weight is not None and shape
             else rows.new_ones(rows.shape[-1], 1)
-            for path in pair.paths
+            for start, shape in pair.weights
         ]
         stacked = torch.stack(torch.broadcast_tensors(*weights))  # [paths, (E,) u, 1(, w)]
         letters = "uvw" if self._mixes else "uv"
@@ -215,19 +209,20 @@ class SO2:
     def _flops(self) -> int:
         total = 0
         for pair in block_pairs(self.problem, self._m_max):
-            mul1, _, mul3 = self.problem.multiplicities(pair.paths[0])
-            products = mul1 * mul3 if self._mixes else mul1
+            products = pair.mul_in * (pair.mul_out if self._mixes else 1)
             total += 2 * products * (1 + 4 * pair.m_max)
         return total
 
 
-def _block_columns(frame: FrameLayout) -> dict[tuple[int, int], int]:
-    """By block of the irreps and order, the first column in the frame."""
-    columns = {}
-    for m in range(-frame.m_max, frame.m_max + 1):
-        start = frame.columns(m).start
-        for index, (mul, ir) in enumerate(frame.irreps):
-            if ir.l >= abs(m):
-                columns[index, m] = start
-                start += mul
-    return columns
+@constant_when_compiled
+def _columns(frame: FrameLayout) -> tuple[tuple[int, int, int, int], ...]:
+    """The frame's columns in their order: block of the irreps, order, first column, channels."""
+    columns = []
+    start = 0
+    for m in range(frame.m_max + 1):
+        for signed in (m, -m) if m else (0,):
+            for index, (mul, ir) in enumerate(frame.irreps):
+                if ir.l >= m:
+                    columns.append((index, signed, start, int(mul)))
+                    start += int(mul)
+    return tuple(columns)
