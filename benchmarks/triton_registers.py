@@ -28,11 +28,9 @@ from eqtp.kernels.channelwise._triton import Pass
 from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.gaunt_contraction import _triton as gaunt
-from eqtp.kernels.gaunt_contraction._triton_source import FUNCTION as GAUNT_FUNCTION
 from eqtp.kernels.matrix import _triton as matrix
 from eqtp.kernels.spherical_harmonics import _triton as harmonics
 from eqtp.kernels.symmetric_contraction import _triton as contraction
-from eqtp.kernels.symmetric_contraction._triton_source import FUNCTION as CONTRACTION_FUNCTION
 from eqtp.nn import ChannelwiseTensorProduct
 from eqtp.problem import TensorProductProblem
 from eqtp.symmetric_problem import SymmetricContractionProblem
@@ -196,7 +194,7 @@ def compile_contraction(
     problem = SymmetricContractionProblem.from_irreps(*CONTRACTIONS[name])
     results, dual = CONTRACTION_PASSES[pass_name]
     plan = contraction.Pass(problem, results, dual, dtype, TARGETS[target][2])
-    yield from _compile_kernels(plan, CONTRACTION_FUNCTION, target, dtype)
+    yield from _compile_kernels(plan, target, dtype)
 
 
 def compile_gaunt_contraction(
@@ -208,16 +206,16 @@ def compile_gaunt_contraction(
     problem = GauntContractionProblem.from_irreps(irreps, "64x0e+64x1o", correlation)
     results, dual = CONTRACTION_PASSES[pass_name]
     plan = gaunt.Pass(problem, results, dual, dtype, TARGETS[target][2])
-    yield from _compile_kernels(plan, GAUNT_FUNCTION, target, dtype)
+    yield from _compile_kernels(plan, target, dtype)
 
 
 def _compile_kernels(
-    plan: contraction.Pass | gaunt.Pass, function: str, target: str, dtype: torch.dtype
+    plan: contraction.Pass | gaunt.Pass, target: str, dtype: torch.dtype
 ) -> Iterator[Usage]:
     indices = ("element", "node", "item_start", "item_stop")
     for kernel in plan.kernels:
         types = {name: "*i64" if name in indices else REALS[dtype] for name in kernel.arguments}
-        yield compile_source(kernel.source, function, types, plan.launch, target)
+        yield compile_source(kernel.source, kernel.function, types, plan.launch, target)
 
 
 def compile_harmonics(

@@ -95,6 +95,11 @@ class SymmetricContractionProblem:
         """Number of paths of all blocks and degrees."""
         return sum(coupling.num_paths for _, coupling in self.couplings())
 
+    @property
+    def num_weights(self) -> int:
+        """Number of weights of an element and a channel: one per path."""
+        return self.num_paths
+
     def couplings(self) -> Iterator[tuple[slice, SymmetricCoupling]]:
         """The couplings in the order of their weights.
 

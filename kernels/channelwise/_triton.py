@@ -39,7 +39,6 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
-from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
 from eqtp.kernels.channelwise._triton_items import Items, items_of
 from eqtp.kernels.channelwise._triton_radial import (
     radial_backward,
@@ -58,7 +57,9 @@ from eqtp.kernels.channelwise.config import (
     TritonLaunch,
     triton_launch,
 )
+from eqtp.kernels.codegen.groups import balanced
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
 from eqtp.problem import TensorProductProblem
 
 __all__ = [
@@ -176,7 +177,7 @@ class Pass:
         """The kernels in the order in which they run."""
         kernels: list[Kernel] = []
         begun: set[str] = set()
-        for paths in self._parts():
+        for paths in balanced(self._greedy_parts):
             kernel = replace(self._kernel(paths), begun=frozenset(begun))
             begun |= set(kernel.sums)
             kernels.append(kernel)
@@ -200,17 +201,8 @@ class Pass:
         }
         return {name: LIKE[name] != "y" and blocks[name] >= full[LIKE[name]] for name in blocks}
 
-    def _parts(self) -> list[tuple[int, ...]]:
-        """Paths in groups of one multiplicity: as few as the limits allow, of similar size."""
-        fewest = self._greedy_parts(1.0)
-        for share in (0.5, 0.6, 0.7, 0.8, 0.9):
-            parts = self._greedy_parts(share)
-            if len(parts) == len(fewest):
-                return parts
-        return fewest
-
     def _greedy_parts(self, share: float) -> list[tuple[int, ...]]:
-        """Groups that are filled one after the other up to a share of the limits."""
+        """Paths in groups of one multiplicity, filled one after the other."""
         in1, paths = self.problem.irreps_in1, self.problem.paths
         numbers = [number for number, path in enumerate(paths) if in1[path.i_in1].mul > 0]
         numbers.sort(key=lambda number: (in1[paths[number].i_in1].mul, paths[number].i_in1))
@@ -244,7 +236,7 @@ class Pass:
             begun=frozenset(),
             shared=self.shared,
             rows=self.rows,
-            real={torch.float32: "tl.float32", torch.float64: "tl.float64"}[self.arithmetic],
+            real=TRITON_NAME[self.arithmetic],
             channels=self.launch.channels,
             slots=self.slots,
         )

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import LIKE
-from eqtp.kernels.channelwise._triton_device import ARITHMETIC, lanes_of
 from eqtp.kernels.channelwise._triton_items import Items, items_of
 from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
 from eqtp.kernels.channelwise._triton_source import SUM_PIECES, SUM_PIECES_FUNCTION, End
@@ -45,6 +44,7 @@ from eqtp.kernels.channelwise.config import (
     triton_radial_launch,
 )
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["RadialPass", "radial_backward", "radial_double_backward", "radial_forward"]
@@ -249,7 +249,7 @@ class RadialPass:
             begun=frozenset(),
             shared=False,
             rows=self.rows,
-            real={torch.float32: "tl.float32", torch.float64: "tl.float64"}[self.arithmetic],
+            real=TRITON_NAME[self.arithmetic],
             channels=self.launch.channels,
             slots=1,
             factors=tuple(name for name in self.operands if LIKE[name] in "hm"),

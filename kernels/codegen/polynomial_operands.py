@@ -35,6 +35,26 @@ class PolynomialProblem(Protocol):
         """Multiplicity of every block."""
         ...
 
+    @property
+    def dim_in(self) -> int:
+        """Components of x per channel."""
+        ...
+
+    @property
+    def dim_out(self) -> int:
+        """Components of the result per channel."""
+        ...
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of an element and a channel."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The problem as a string."""
+        ...
+
 
 def check_operands(
     x: Tensor, weight: Tensor, element: Tensor, problem: PolynomialProblem, num_weights: int

@@ -31,9 +31,7 @@ from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.gaunt_contraction._cpu_source import source
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
 
-__all__ = ["DTYPES", "polynomials", "run"]
-
-DTYPES = (torch.float32, torch.float64)
+__all__ = ["polynomials", "run"]
 
 
 def polynomials(text: str) -> Polynomials:

@@ -1,42 +1,28 @@
 """The flat many-body Gaunt product as Triton kernels: what `_program` says, channels as lanes.
 
-    out, grad_x     for every node and block of channels, in parallel
-    grad_weight     for every item of work (some nodes of one element) and block of channels:
-                      for every node of the item
-                      store the item's share
-                    for every element: the sum of its items' shares, in order
-
 A node is taken through the grid orbit by orbit, in a loop for every kind of orbits whose constants
 are read from a table, so that the code does not grow with the grid. Values on the grid stay in
 registers. The components of grad_x and grad_weight are split into kernels where all together would
-spill.
-
-float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
+spill. `eqtp.kernels.codegen.polynomial_triton` says how they are launched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
+from eqtp.kernels.codegen import polynomial_triton
 from eqtp.kernels.codegen.polynomial_ops import Polynomials
-from eqtp.kernels.codegen.polynomial_triton import (
-    ARITHMETIC,
-    TRITON_NAME,
-    Items,
-    lanes,
-    sum_items,
-)
+from eqtp.kernels.codegen.polynomial_triton import run_passes
 from eqtp.kernels.codegen.program import Variable
-from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME
 from eqtp.kernels.gaunt_contraction._program import orbits_of
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
-from eqtp.kernels.gaunt_contraction._triton_source import FUNCTION, Kernel
+from eqtp.kernels.gaunt_contraction._triton_source import Kernel
 from eqtp.kernels.gaunt_contraction.config import (
     TRITON_ITEM_NODES,
     TRITON_MAX_LMAX,
@@ -44,7 +30,7 @@ from eqtp.kernels.gaunt_contraction.config import (
     triton_max_components,
 )
 
-__all__ = ["Pass", "constants", "polynomials", "run", "why_unsupported"]
+__all__ = ["Pass", "polynomials", "run", "why_unsupported"]
 
 
 def polynomials(text: str) -> Polynomials:
@@ -67,22 +53,15 @@ def why_unsupported(problem: GauntContractionProblem, dtype: torch.dtype) -> str
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Results that are computed together, as kernels.
-
-    Attributes:
-        problem: The product.
-        results: "grad_weight" alone, or "out" and "grad_x" or one of them.
-        dual: Whether the results are the derivatives in the direction h of x.
-        arithmetic: float32 or float64.
-        lanes: Threads of a warp.
-    """
+class Pass(polynomial_triton.Pass):
+    """Results of the product that are computed together."""
 
     problem: GauntContractionProblem
-    results: tuple[str, ...]
-    dual: bool
-    arithmetic: torch.dtype
-    lanes: int
+
+    @property
+    def item_nodes(self) -> int:
+        """Most nodes of an item of work."""
+        return TRITON_ITEM_NODES
 
     @cached_property
     def launch(self) -> TritonLaunch:
@@ -94,9 +73,13 @@ class Pass:
         """The kernels; their order does not matter."""
         real = TRITON_NAME[self.arithmetic]
         return tuple(
-            Kernel(self.problem, group, self.dual, real, self.launch.channels)
+            Kernel(self.problem, self.dual, real, self.launch.channels, group)
             for group in self._groups()
         )
+
+    def constants(self, device: torch.device) -> dict[str, Tensor]:
+        """The table."""
+        return {"table": _table(self.problem, self.arithmetic, device)}
 
     def _groups(self) -> list[tuple[Variable, ...]]:
         """Results in groups whose share of the gradients in f stays in registers.
@@ -132,7 +115,7 @@ class Pass:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def constants(problem: GauntContractionProblem, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _table(problem: GauntContractionProblem, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The table that the kernels read: of every orbit the rows of synthesis and analysis."""
     rows = [
         torch.cat([kind.synthesis, kind.analysis], dim=1).flatten() for kind in orbits_of(problem)
@@ -142,60 +125,4 @@ def constants(problem: GauntContractionProblem, dtype: torch.dtype, device: torc
 
 def run(problem: GauntContractionProblem, element: Tensor, **tensors: Tensor | None) -> None:
     """Computes results, see `polynomial_ops`."""
-    given = {name: t for name, t in tensors.items() if t is not None} | {"element": element}
-    with torch.cuda.device_of(element):
-        together = tuple(name for name in ("out", "grad_x") if name in given)
-        if together:
-            _launch(_pass_of(problem, together, given), given, len(element))
-        if "grad_weight" in given:
-            _run_items(problem, given)
-
-
-def _run_items(problem: GauntContractionProblem, given: dict[str, Tensor]) -> None:
-    """The gradient in the weights."""
-    total, element = given["grad_weight"], given["element"]
-    if len(element) == 0:
-        total.zero_()
-        return
-    plan = _pass_of(problem, ("grad_weight",), given)
-    items = Items.of_elements(element, total.shape[0], TRITON_ITEM_NODES)
-    number, numel = len(items.start), problem.num_weights * problem.num_channels
-    shares = torch.empty(number, numel, dtype=plan.arithmetic, device=element.device)
-    indices = {"node": items.node, "item_start": items.start, "item_stop": items.stop}
-    _launch(plan, {**given, **indices, "grad_weight": shares}, number)
-    sum_items(shares, items, total)
-
-
-def _launch(plan: Pass, tensors: dict[str, Tensor], programs: int) -> None:
-    if programs == 0:
-        return
-    launch = plan.launch
-    grid = (programs, -(-plan.problem.num_channels // launch.channels))
-    options: dict[str, Any] = {
-        "num_warps": launch.num_warps,
-        "num_stages": launch.num_stages,
-        "enable_fp_fusion": True,
-    }
-    table = constants(plan.problem, plan.arithmetic, tensors["element"].device)
-    for kernel in plan.kernels:
-        arguments = [table if name == "table" else tensors[name] for name in kernel.arguments]
-        load_function(kernel.source, FUNCTION)[grid](*arguments, **options)
-
-
-def _pass_of(
-    problem: GauntContractionProblem, results: tuple[str, ...], given: dict[str, Tensor]
-) -> Pass:
-    x = given["x"]
-    return _make_pass(problem, results, "h" in given, ARITHMETIC[x.dtype], lanes(x.device))
-
-
-@lru_cache(maxsize=1024)
-def _make_pass(
-    problem: GauntContractionProblem,
-    results: tuple[str, ...],
-    dual: bool,
-    arithmetic: torch.dtype,
-    lanes: int,
-) -> Pass:
-    """A pass, made once: its kernels are worked out when first used."""
-    return Pass(problem, results, dual, arithmetic, lanes)
+    run_passes(Pass, problem, element, tensors)

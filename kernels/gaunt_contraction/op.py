@@ -1,32 +1,25 @@
-"""Many-body Gaunt product: the public function, validation and dispatch."""
+"""Many-body Gaunt product: the public function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
-from eqtp.compiling import constant_when_compiled
+from eqtp.backend import Backend
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
-from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.codegen.polynomial_operands import check_elements, check_operands
-from eqtp.kernels.codegen.polynomial_ops import contract
-from eqtp.kernels.gaunt_contraction._cpu import DTYPES
+from eqtp.kernels.codegen.polynomial_dispatch import evaluate
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
-from eqtp.kernels.gaunt_contraction._triton import why_unsupported
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
-from eqtp.layout import Layout, check_layout
+from eqtp.layout import Layout
 
-__all__ = ["IMPLEMENTED", "gaunt_contraction"]
+__all__ = ["gaunt_contraction"]
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "torch": gaunt_contraction_torch,
     "reference": gaunt_contraction_reference,
 }
-IMPLEMENTED = ("triton", "cpu", *_IN_TORCH)
 
 
 def gaunt_contraction(
@@ -66,35 +59,10 @@ def gaunt_contraction(
         >>> gaunt_contraction(x, weight, torch.tensor([0, 2, 2, 0, 1]), problem).shape
         torch.Size([5, 2])
     """
-    check_layout(layout)
-    kernel, text, num_weights = _choose(problem, backend, x.dtype, x.device.type)
-    check_operands(x, weight, element, problem, num_weights)
-    if kernel in _IN_TORCH:
-        check_elements(element, weight.shape[0])
-        return _IN_TORCH[kernel](x, weight, element, problem, layout=layout)
-    return contract(x, weight, element, problem, layout, text, f"gaunt_contraction._{kernel}")
-
-
-@constant_when_compiled
-def _choose(
-    problem: GauntContractionProblem, backend: Backend, dtype: torch.dtype, device: str
-) -> tuple[str, str, int]:
-    """The backend that computes a product, the product as a text, its number of weights."""
-    resolution = resolve(
-        backend,
+    return evaluate(
+        *(x, weight, element, problem),
+        layout=layout,
+        backend=backend,
         family="gaunt_contraction",
-        implemented=IMPLEMENTED,
-        device=device,
-        why_not=lambda name: _why_not(name, problem, dtype),
+        in_torch=_IN_TORCH,
     )
-    return resolution.backend, problem.text, problem.num_weights
-
-
-def _why_not(backend: str, problem: GauntContractionProblem, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run a call of this dtype, None where it can."""
-    if backend == "cpu" and dtype not in DTYPES:
-        return f"it computes in float32 and float64, got {dtype}"
-    obstacle = why_unavailable(backend)
-    if backend == "triton" and obstacle is None:
-        obstacle = why_unsupported(problem, dtype)
-    return obstacle

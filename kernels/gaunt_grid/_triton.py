@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtp.kernels.channelwise._triton_device import lanes_of
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_device import lanes_of
 from eqtp.kernels.gaunt_grid._schedule import Schedule
 from eqtp.kernels.gaunt_grid._transforms import dense_matrices
 from eqtp.kernels.gaunt_grid._triton_source import FUNCTION, SphereKernel, kernels_of, padded

@@ -19,6 +19,7 @@ from textwrap import indent
 
 import torch
 
+from eqtp.kernels.codegen.triton_device import TRITON_NAME
 from eqtp.kernels.gaunt_grid._schedule import Output, Schedule
 from eqtp.kernels.gaunt_grid._transforms import fields_of
 from eqtp.kernels.gaunt_grid.config import TRITON_MAX_BYTES, TritonLaunch, triton_launch
@@ -28,8 +29,6 @@ from eqtp.so3.sphere_grid import sphere_grid
 __all__ = ["FUNCTION", "SphereKernel", "kernels_of", "padded"]
 
 FUNCTION = "sphere_product"
-
-_REALS = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 
 
 def padded(size: int) -> int:
@@ -76,7 +75,7 @@ class SphereKernel:
     @cached_property
     def real(self) -> str:
         """Triton's type of the arithmetic."""
-        return _REALS[self.dtype]
+        return TRITON_NAME[self.dtype]
 
     @cached_property
     def transforms(self) -> tuple[tuple[int, int], ...]:

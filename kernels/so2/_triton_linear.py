@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqtp.kernels.channelwise._triton_device import lanes_of
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_device import lanes_of
 from eqtp.kernels.so2._linear import Where
 from eqtp.kernels.so2.config import TRITON_MAX_SHARES, TRITON_SHARE_EDGES, triton_linear
 from eqtp.kernels.so2.frames import FrameLayout

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eqtp.kernels.codegen.program import Product, Program, Statement, Variable
 from eqtp.kernels.codegen.triton import load_function, print_statements
+from eqtp.kernels.codegen.triton_device import TRITON_NAME
 from eqtp.so3.solid_harmonics import Normalization, pole_value, recursion_step
 
 __all__ = [
@@ -62,7 +63,6 @@ ARGUMENTS: dict[What, tuple[str, ...]] = {
 }
 """Tensors of each kernel; the number of vectors follows."""
 
-_TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 
 _INVERSE = {  # in float32 Triton's plain root and quotient are approximations
     torch.float32: "tl.div_rn(1.0, tl.sqrt_rn(squared))",
@@ -163,8 +163,8 @@ def _lines(
             yield from _project("along")
 
     columns = (lmax + 1) ** 2
-    zeros = f"tl.zeros([{LAUNCH.lanes}], {_TYPES[dtype]})"
-    constant = f"tl.full([{LAUNCH.lanes}], {pole_value(0, normalization)!r}, {_TYPES[dtype]})"
+    zeros = f"tl.zeros([{LAUNCH.lanes}], {TRITON_NAME[dtype]})"
+    constant = f"tl.full([{LAUNCH.lanes}], {pole_value(0, normalization)!r}, {TRITON_NAME[dtype]})"
     known = {f"{name}_{a}" for name in ("unit", "along", "grad") for a in range(3)} | {"Y_0"}
     yield f"Y_0 = {constant}"
     if what == "gradient":

@@ -38,9 +38,7 @@ from eqtp.kernels.symmetric_contraction._factors import factorise
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["DTYPES", "polynomials", "run"]
-
-DTYPES = (torch.float32, torch.float64)
+__all__ = ["polynomials", "run"]
 
 
 def polynomials(text: str) -> Polynomials:

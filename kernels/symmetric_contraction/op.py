@@ -1,32 +1,25 @@
-"""Symmetric contraction: the public function, validation and dispatch."""
+"""Symmetric contraction: the public function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
-from eqtp.compiling import constant_when_compiled
-from eqtp.kernels.codegen.availability import why_unavailable
-from eqtp.kernels.codegen.polynomial_operands import check_elements, check_operands
-from eqtp.kernels.codegen.polynomial_ops import contract
-from eqtp.kernels.symmetric_contraction._cpu import DTYPES
+from eqtp.backend import Backend
+from eqtp.kernels.codegen.polynomial_dispatch import evaluate
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
-from eqtp.kernels.symmetric_contraction._triton import why_unsupported
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
-from eqtp.layout import Layout, check_layout
+from eqtp.layout import Layout
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["IMPLEMENTED", "symmetric_contraction"]
+__all__ = ["symmetric_contraction"]
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "torch": symmetric_contraction_torch,
     "reference": symmetric_contraction_reference,
 }
-IMPLEMENTED = ("triton", "cpu", *_IN_TORCH)
 
 
 def symmetric_contraction(
@@ -66,35 +59,10 @@ def symmetric_contraction(
         >>> symmetric_contraction(x, weight, torch.tensor([0, 2, 2, 0, 1]), problem).shape
         torch.Size([5, 2])
     """
-    check_layout(layout)
-    kernel, text, num_paths = _choose(problem, backend, x.dtype, x.device.type)
-    check_operands(x, weight, element, problem, num_paths)
-    if kernel in _IN_TORCH:
-        check_elements(element, weight.shape[0])
-        return _IN_TORCH[kernel](x, weight, element, problem, layout=layout)
-    return contract(x, weight, element, problem, layout, text, f"symmetric_contraction._{kernel}")
-
-
-@constant_when_compiled
-def _choose(
-    problem: SymmetricContractionProblem, backend: Backend, dtype: torch.dtype, device: str
-) -> tuple[str, str, int]:
-    """The backend that computes a contraction, the contraction as a text, its number of paths."""
-    resolution = resolve(
-        backend,
+    return evaluate(
+        *(x, weight, element, problem),
+        layout=layout,
+        backend=backend,
         family="symmetric_contraction",
-        implemented=IMPLEMENTED,
-        device=device,
-        why_not=lambda name: _why_not(name, problem, dtype),
+        in_torch=_IN_TORCH,
     )
-    return resolution.backend, problem.text, problem.num_paths
-
-
-def _why_not(backend: str, problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run a call of this dtype, None where it can."""
-    if backend == "cpu" and dtype not in DTYPES:
-        return f"it computes in float32 and float64, got {dtype}"
-    obstacle = why_unavailable(backend)
-    if backend == "triton" and obstacle is None:
-        obstacle = why_unsupported(problem, dtype)
-    return obstacle

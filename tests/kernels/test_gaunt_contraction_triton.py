@@ -24,6 +24,7 @@ from eqtp.benchmarks.triton_registers import (
 )
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.kernels.codegen.polynomial_ops import contract
+from eqtp.kernels.codegen.polynomial_triton import make_pass
 from eqtp.kernels.gaunt_contraction import _triton
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
 
@@ -110,9 +111,9 @@ def test_numbers_of_nodes(element: list[int], monkeypatch: pytest.MonkeyPatch) -
 def test_split_into_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of x per kernel: every component is written once."""
     monkeypatch.setattr(_triton, "triton_max_components", lambda *choice: 1)
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
     check(GauntContractionProblem.from_irreps("3x1o+3x0e", "3x0e", 2), [2, 0], torch.float64)
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
 
 
 @interpreted

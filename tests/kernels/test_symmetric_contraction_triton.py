@@ -25,6 +25,7 @@ from eqtp.benchmarks.triton_registers import (
     compile_contraction,
 )
 from eqtp.kernels.codegen.polynomial_ops import contract
+from eqtp.kernels.codegen.polynomial_triton import make_pass
 from eqtp.kernels.symmetric_contraction import _triton
 from eqtp.kernels.symmetric_contraction.config import triton_launch
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
@@ -138,7 +139,7 @@ def test_split_into_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows per kernel, weights kept block by block: sums go on from kernel to kernel."""
     launch = replace(triton_launch(8, 32, False), max_products=60, max_kept=5)
     monkeypatch.setattr(_triton, "triton_launch", lambda *choice: launch)
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
     example = Example(problem_of(name), [2, 0, 2], torch.float64)
     passes = [
         _triton.Pass(example.problem, results, dual, torch.float64, 32)
@@ -147,7 +148,7 @@ def test_split_into_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "cubic":
         assert all(len(plan.kernels) > 1 for plan in passes)
     example.check()
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
 
 
 @interpreted
@@ -161,9 +162,9 @@ def test_storage_types(dtype: torch.dtype) -> None:
 def test_split_sums_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = replace(triton_launch(4, 32, False), max_products=20)
     monkeypatch.setattr(_triton, "triton_launch", lambda *choice: launch)
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
     Example(problem_of("cubic"), [2, 0], torch.float16).check()
-    _triton._make_pass.cache_clear()
+    make_pass.cache_clear()
 
 
 @interpreted

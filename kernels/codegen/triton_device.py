@@ -1,4 +1,7 @@
-"""What the Triton kernels take from a device and from the operands' dtype."""
+"""What Triton kernels take from a device and from the operands' dtype.
+
+float16 and bfloat16 are types of storage: arithmetic and sums are in float32.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["ARITHMETIC", "lanes_of"]
+__all__ = ["ARITHMETIC", "TRITON_NAME", "lanes_of"]
 
 ARITHMETIC = {
     torch.float64: torch.float64,
@@ -15,6 +18,9 @@ ARITHMETIC = {
     torch.float16: torch.float32,
 }
 """The type of the arithmetic for every dtype of operands."""
+
+TRITON_NAME = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
+"""Triton's names of the types of arithmetic."""
 
 
 @lru_cache
