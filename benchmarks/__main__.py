@@ -4,6 +4,7 @@ eqtp bench products --quick          one family, a few small cases
 eqtp bench --quick                   all families, minutes
 eqtp bench all                       all families, more than an hour
 eqtp bench compare A.json B.json     what became slower from one run to another
+eqtp bench findings SUITE.json       the statements of "The Price of Freedom", measured
 eqtp bench --advise "mace 128x0e+128x1o"
 eqtp bench training_step --help      the special benchmarks have options of their own
 """
@@ -14,7 +15,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-from eqtp.benchmarks.harness import advise, compare
+from eqtp.benchmarks.harness import advise, compare, findings
 from eqtp.benchmarks.harness.run import FAMILIES, run_families
 from eqtp.benchmarks.harness.run import add_arguments as add_family_arguments
 
@@ -35,7 +36,10 @@ SPECIAL = {
 COMMANDS = {
     "all": "every family",
     "compare": "two runs: what became slower, with its uncertainty",
+    "findings": "a run of `products`: the statements of The Price of Freedom, measured",
 }
+ANALYSES = {"compare": compare, "findings": findings}
+"""Commands that read the files of runs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
         status: int = module.main(args.options)
         return status
     parser = argparse.ArgumentParser(prog=f"eqtp bench {args.name}")
-    if args.name == "compare":
-        compare.add_arguments(parser)
-        return compare.run(parser.parse_args(args.options))
+    if args.name in ANALYSES:
+        analysis = ANALYSES[args.name]
+        analysis.add_arguments(parser)
+        return analysis.run(parser.parse_args(args.options))
     add_family_arguments(parser)
     families = list(FAMILIES) if args.name == "all" else [args.name]
     return run_families(families, parser.parse_args(args.options, args))

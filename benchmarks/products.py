@@ -139,8 +139,11 @@ def methods(
             found[f"eqtp gaunt {evaluation}"] = on_own_paths(
                 problem, "gaunt", evaluation=evaluation, **options
             )
-        for method in ("gaunt_full", "matrix"):
-            found[f"eqtp {method}"] = on_own_paths(problem, method, **options)
+        if any(sum(problem.degrees(path)) % 2 for path in problem.paths):  # or it is "gaunt"
+            found["eqtp gaunt_full grid"] = on_own_paths(
+                problem, "gaunt_full", evaluation="grid", **options
+            )
+        found["eqtp matrix"] = on_own_paths(problem, "matrix", **options)
     return found
 
 

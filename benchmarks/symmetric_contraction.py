@@ -14,7 +14,8 @@ from torch import Tensor
 
 from eqtp.backend import Backend
 from eqtp.benchmarks.contestants import Make
-from eqtp.benchmarks.harness.case import Case, Contestant, Inputs
+from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work
+from eqtp.benchmarks.harness.counting import contraction_work
 from eqtp.benchmarks.harness.family import Choice
 from eqtp.benchmarks.harness.providers import require
 from eqtp.benchmarks.problems import harmonics
@@ -58,6 +59,9 @@ def _case(
         tensors = {"x": normal(number, problem.irreps_in.dim), "weight": weight}
         return Inputs(tensors, torch.randint(NUM_ELEMENTS, (number,), generator=generator))
 
+    def work(task: str) -> Work:
+        return contraction_work(problem, task, rows=rows, num_elements=NUM_ELEMENTS)
+
     names: tuple[Backend, ...] = ("cpu", "triton", "torch")
     contestants: dict[str, Make] = {f"eqtp {name}": _eqtp(problem, name) for name in names}
     for method in ("gaunt", "gaunt_iterated"):
@@ -79,6 +83,7 @@ def _case(
             "elements": NUM_ELEMENTS,
         },
         forces=("x",),
+        work=work,
         dtype=choice.dtype,
         check_rows=30,
         group=f"l <= {degree} to l <= {out}, correlation {correlation}",

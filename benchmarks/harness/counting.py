@@ -1,4 +1,4 @@
-"""Least work of a tensor product: flops and numbers, counted from the problem."""
+"""Least work of products: flops and numbers, counted from the problem."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import math
 from eqtp.benchmarks.harness.case import Work
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
+from eqtp.symmetric_problem import SymmetricContractionProblem
 
-__all__ = ["flops_per_row", "product_work"]
+__all__ = ["contraction_work", "flops_per_row", "product_work"]
+
+_ZERO = 1e-14  # of constants of norm 1: rounding of the float64 generators
 
 
 def flops_per_row(problem: TensorProductProblem) -> int:
@@ -28,7 +31,7 @@ def flops_per_row(problem: TensorProductProblem) -> int:
 
 def _path_flops(problem: TensorProductProblem, path: Path) -> int:
     mul1, mul2, mul3 = problem.multiplicities(path)
-    nonzero = wigner_3j(*problem.degrees(path)).abs() > 1e-14
+    nonzero = wigner_3j(*problem.degrees(path)).abs() > _ZERO
     constants = int(nonzero.sum())
     elements = int(nonzero.any(dim=1).sum())  # of the matrix [m1, m3] that x2 makes
     dim3 = nonzero.shape[2]
@@ -70,3 +73,33 @@ def product_work(
         "double backward": 2 * operands + 2 * out,
     }[task]
     return Work(float(passes * rows * flops_per_row(problem)), float(numbers))
+
+
+def contraction_work(
+    problem: SymmetricContractionProblem, task: str, *, rows: int, num_elements: int
+) -> Work:
+    """Least work of a task of a symmetric contraction on rows (nodes).
+
+    A result is a polynomial, sum_t c_t monomial_t. Its coefficients c = sum_k coupling_k weight_k
+    are made once per channel and element that can be among the rows: two flops for each coupling
+    that is not zero. A term costs a row and channel two flops; the products that form monomials
+    are shared by terms and not counted. The gradient in x and that in the weights have the same
+    terms: backward is three times the polynomial, and so is double backward, the polynomial, the
+    forces, and their gradient in the weights.
+
+    Example:
+        >>> problem = SymmetricContractionProblem.from_irreps("2x0e+2x1o", "2x0e", 2)
+        >>> contraction_work(problem, "forward", rows=10, num_elements=3)  # a + b a a + c |v|^2
+        Work(flops=260.0, numbers=118.0)
+    """
+    channels, elements = problem.num_channels, min(rows, num_elements)
+    couplings = terms = 0
+    for _, coupling in problem.couplings():
+        nonzero = coupling.coefficients.abs() > _ZERO
+        couplings += int(nonzero.sum())
+        terms += int(nonzero.any(dim=0).sum())
+    flops = 2 * channels * (elements * couplings + rows * terms)
+    operands = rows * problem.dim_in + elements * problem.num_paths
+    numbers = channels * (operands + rows * problem.dim_out)
+    passes, moved = {"forward": (1, 1), "backward": (3, 2), "double backward": (3, 2)}[task]
+    return Work(float(passes * flops), float(moved * numbers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
         "clock": args.clock,
         "ceilings": {},
         "failed": {},
+        "costs": {},
         "rows": [],
     }
     start = time.perf_counter()
@@ -115,6 +117,7 @@ def _run_one(
         record["failed"][f"{family}, {threads} threads, {dtype}"] = str(error)
         return
     record["ceilings"][str(threads)] = answer["ceilings"]
+    record["costs"][f"{family}, {threads} thread(s), {dtype}"] = answer["costs"]
     record["rows"] += answer["rows"]
     print(table(answer["rows"], args.clock), flush=True)
 
@@ -145,12 +148,20 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     )
     cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]
     ceilings = measure_ceilings(args.device, threads)
-    rows = []
+    rows, costs = [], {}
     for case in (bar := tqdm(cases, desc=f"{args.family}, {threads} thread(s)", leave=False)):
         bar.set_postfix_str(case.name)
+        start = _elapsed()
         for found in measure(case, options, ceilings):
             rows += found
-    return {"ceilings": ceilings.as_dict(), "rows": rows}
+        costs[case.name] = {clock: now - start[clock] for clock, now in _elapsed().items()}
+    return {"ceilings": ceilings.as_dict(), "rows": rows, "costs": costs}
+
+
+def _elapsed() -> dict[str, float]:
+    """Seconds on the wall, of CPU time with that of child processes, and of these alone."""
+    cpu = os.times()
+    return {"wall": time.perf_counter(), "cpu": sum(cpu[:4]), "compilers": sum(cpu[2:4])}
 
 
 def _wanted(name: str, parts: Sequence[str]) -> bool:

@@ -69,7 +69,7 @@ def _cell(value: float | None, form: str, width: int = 9) -> str:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """What was measured, refused and absent, and what failed."""
+    """What was measured, refused and absent, what each family took, and what failed."""
     rows: Sequence[Row] = record["rows"]
     counts = Counter(row["status"] for row in rows)
     lines = [
@@ -77,6 +77,9 @@ def summary(record: dict[str, Any]) -> str:
         f"{counts['measured']} measured, {counts['refused']} refused, {counts['absent']} absent "
         f"in {record.get('seconds', 0):.0f} s",
     ]
+    for run, costs in record.get("costs", {}).items():
+        wall, compilers = (sum(cost[of] for cost in costs.values()) for of in ("wall", "compilers"))
+        lines.append(f"  {wall:6.0f} s {run}, of which {compilers:.0f} s in compilers")
     refused = Counter(
         (row["contestant"], row["task"], row["reason"])
         for row in rows

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
 from eqtp.benchmarks.harness.ceilings import Ceilings
-from eqtp.benchmarks.harness.counting import flops_per_row, product_work
+from eqtp.benchmarks.harness.counting import contraction_work, flops_per_row, product_work
 from eqtp.benchmarks.harness.measure import Options, Row, is_late_setup, measure
 from eqtp.benchmarks.harness.memory import peak_bytes
 from eqtp.benchmarks.products import product
 from eqtp.benchmarks.timing import Samples, alternate
 from eqtp.problem import TensorProductProblem
+from eqtp.symmetric_problem import SymmetricContractionProblem
 
 FAST = Options(seconds=0.01, min_rounds=3, max_rounds=5, memory=False)
 Call = Callable[[Mapping[str, Tensor], Any], Tensor]
@@ -291,6 +292,24 @@ def test_counted_flops_by_hand() -> None:
     work = product_work(problem, "forward", rows_in1=5, rows=10, rows_out=5, shared_weights=True)
     assert work.flops == 270
     assert work.numbers == 5 * 9 + 10 * 3 + 3 + 5 * 3
+
+
+def test_counted_contraction_by_hand() -> None:
+    """a + b a a + c |v|^2: 5 terms of 5 couplings, made for as many elements as there can be."""
+    problem = SymmetricContractionProblem.from_irreps("2x0e+2x1o", "2x0e", 2)
+    for rows, elements in ((10, 3), (2, 2)):
+        work = contraction_work(problem, "forward", rows=rows, num_elements=3)
+        assert work.flops == 2 * 2 * 5 * (rows + elements)
+        assert work.numbers == 2 * (rows * 4 + elements * 3 + rows)
+        backward = contraction_work(problem, "backward", rows=rows, num_elements=3)
+        assert (backward.flops, backward.numbers) == (3 * work.flops, 2 * work.numbers)
+
+
+def test_counted_contraction_has_the_terms_of_the_kernel() -> None:
+    """410 terms: what `kernels/symmetric_contraction/_factors.py` states of lmax 3, 0e + 1o."""
+    problem = SymmetricContractionProblem.from_irreps("0e+1o+2e+3o", "0e+1o", 3)
+    one, two = (contraction_work(problem, "forward", rows=n, num_elements=1) for n in (1, 2))
+    assert two.flops - one.flops == 2 * 410
 
 
 def test_peak_memory_sees_what_is_freed_again() -> None:

@@ -67,6 +67,12 @@ def record() -> dict[str, Any]:
         "ceilings": {
             "1": {"bytes_per_second": 1e10, "flops_per_second": {"float32": 1e11}, "how": "C++"}
         },
+        "costs": {
+            "products, 1 thread(s), float32": {
+                "L = 1": {"wall": 8.0, "cpu": 7.0, "compilers": 2.0},
+                "L = 2": {"wall": 3.0, "cpu": 3.0, "compilers": 0.0},
+            }
+        },
         "failed": {"models, 1 threads, float32": "exit 1"},
         "seconds": 12.0,
         "rows": rows,
@@ -141,4 +147,5 @@ def test_terminal_table_and_summary() -> None:
     assert "10 [9, 12]" in text
     closing = summary(record())
     assert "6 measured, 3 refused, 0 absent" in closing
+    assert "11 s products, 1 thread(s), float32, of which 2 s in compilers" in closing
     assert "FAILED models" in closing
