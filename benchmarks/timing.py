@@ -133,6 +133,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def device_name(device: str) -> str:
+    """What a device is called.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    count = torch.cuda.device_count()
+    known = ["cpu", *["cuda"] * (count > 0), *(f"cuda:{number}" for number in range(count))]
+    if device not in known:
+        raise ValueError(f"device must be one of those here, {', '.join(known)}, got {device!r}")
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
 def results_folder() -> Path:
     """The folder of this machine's results, e.g. benchmarks/results/amd-epyc-2-cores."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{_cpu_model()} {os.cpu_count()} cores".lower()).strip("-")

@@ -26,12 +26,13 @@ from eqtp.benchmarks.harness.family import product_case
 from eqtp.benchmarks.harness.measure import Options, Row, measure
 from eqtp.benchmarks.harness.table import table
 from eqtp.benchmarks.problems import PROBLEMS, Product, harmonics
-from eqtp.irreps import Irreps
+from eqtp.benchmarks.timing import device_name
 from eqtp.methods import METHODS
-from eqtp.problem import Mode, TensorProductProblem
+from eqtp.problem import Mode, TensorProductProblem, parse_irreps
 
-__all__ = ["HELP", "advise", "main", "parse"]
+__all__ = ["HELP", "main", "parse", "verdicts"]
 
+MODELS = ("mace", "nequip", "escn")
 HELP = 'e.g. "mace 128x0e+128x1o": the fastest exact method and backend for a product, measured'
 
 
@@ -47,12 +48,14 @@ def parse(text: str) -> tuple[TensorProductProblem, bool]:
         (7, True)
     """
     words = text.split()
+    if words and words[0].lower() in MODELS:
+        words[0] = words[0].lower()
     if len(words) == 1 and words[0] in PROBLEMS:
         return PROBLEMS[words[0]].problem, _is_harmonics(PROBLEMS[words[0]].problem)
-    if len(words) in (2, 3) and words[0] in ("mace", "nequip", "escn"):
+    if len(words) in (2, 3) and words[0] in MODELS:
         model, features = words[:2]
-        lmax = Irreps(features).lmax
-        degree = int(words[2]) if len(words) == 3 else (2 * lmax if model == "escn" else 3)
+        lmax = parse_irreps(features).lmax
+        degree = _degree(words[2]) if len(words) == 3 else (2 * lmax if model == "escn" else 3)
         kept = {"mace": harmonics(degree), "nequip": features, "escn": features}[model]
         order: Any = "fully connected" if model == "escn" else "channelwise"
         return Product(text, features, harmonics(degree), kept, order, model).problem, True
@@ -65,10 +68,16 @@ def parse(text: str) -> tuple[TensorProductProblem, bool]:
     )
 
 
+def _degree(word: str) -> int:
+    if not word.isdecimal():
+        raise ValueError(f"the harmonics' highest degree must be a number such as 3, got {word!r}")
+    return int(word)
+
+
 def _by_mode(mode: str, in1: str, in2: str, out: str) -> TensorProductProblem:
+    a, b, c = map(parse_irreps, (in1, in2, out))
     if mode == "uvu":
         return Product("", in1, in2, out, "channelwise", "").problem
-    a, b, c = Irreps(in1), Irreps(in2), Irreps(out)
     paths = [
         (i, j, k, mode, True)
         for i, (_, first) in enumerate(a)
@@ -101,13 +110,19 @@ def contestants(problem: TensorProductProblem, *, vectors: bool) -> dict[str, Ma
     return found
 
 
-def advise(text: str, args: argparse.Namespace) -> tuple[str, list[Row]]:
-    """The advice, and the measurements behind it."""
+def case_of(text: str, args: argparse.Namespace) -> Case:
+    """What is measured for a description.
+
+    Raises:
+        ValueError: The text describes no product, or one without a path.
+    """
     problem, is_harmonics = parse(text)
+    if not problem.paths:
+        raise ValueError(f"a product must have a path, and {text!r} has none: check the parities")
     where = None if args.graph == "rows" else edges(args.graph)
     vectors = is_harmonics and where is not None
     modes = {path.mode for path in problem.paths}
-    case: Case = product_case(
+    return product_case(
         "advice",
         text,
         problem,
@@ -120,12 +135,10 @@ def advise(text: str, args: argparse.Namespace) -> tuple[str, list[Row]]:
         dtype=getattr(torch, args.dtype),
         forces=("x2",) if vectors else ("x1",),
     )
-    options = Options(device=args.device, threads=args.threads, seconds=1.0, min_rounds=3)
-    rows = [row for found in measure(case, options) for row in found]
-    return "\n".join(_verdicts(rows)), rows
 
 
-def _verdicts(rows: Sequence[Row]) -> list[str]:
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """The fastest exact contestant of each task, and a faster one that is not the same."""
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows):
         measured = [row for row in rows if row["task"] == task and row["status"] == "measured"]
@@ -153,16 +166,23 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Measures and prints the advice."""
     parser = argparse.ArgumentParser(prog="eqtp bench --advise", description=HELP)
-    parser.add_argument("product", help='e.g. "mace 128x0e+128x1o"')
+    parser.add_argument("product", nargs="+", help="e.g. mace 128x0e+128x1o")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", type=int, default=2_000, help="rows or edges that are timed")
     parser.add_argument("--graph", default="water", choices=[*GRAPHS, "rows"])
     args = parser.parse_args(argv)
+    if min(args.rows, args.threads) < 1:
+        raise ValueError(f"rows and threads must be at least 1, got {args.rows} and {args.threads}")
+    device, product = device_name(args.device), " ".join(args.product)
     torch.set_num_threads(args.threads)
     torch.set_default_dtype(getattr(torch, args.dtype))
-    text, rows = advise(args.product, args)
-    print(table(rows))
-    print(f"\n{args.product} on {args.device}, {args.dtype}, {args.threads} thread(s)\n{text}")
+    options = Options(device=args.device, threads=args.threads, seconds=1.0, min_rounds=3)
+    rows: list[Row] = []
+    for found in measure(case_of(product, args), options):
+        rows += found
+        print(table(found), flush=True)
+    print(f"\n{product} on {device}, {args.dtype}, {args.threads} thread(s)")
+    print("\n".join(verdicts(rows)))
     return 0

@@ -9,7 +9,6 @@ standard error, estimated from the quartiles of both runs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eqtp.benchmarks.harness.measure import Row
+from eqtp.benchmarks.harness.record import read_record
 
 __all__ = ["Change", "add_arguments", "compare", "run"]
 
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the changes; returns 1 where something became slower."""
-    a, b = (json.loads(path.read_text()) for path in (args.a, args.b))
+    a, b = read_record(args.a), read_record(args.b)
     changes = compare(a, b, args.clock)
     print(f"{args.a} ({a['machine']['commit']}) -> {args.b} ({b['machine']['commit']})")
     print(table(changes, args.threshold))

@@ -12,7 +12,6 @@ fastest is named with it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eqtp.benchmarks.harness.measure import Row
+from eqtp.benchmarks.harness.record import read_record
 
 __all__ = ["OPERATIONS", "Slice", "add_arguments", "findings", "run"]
 
@@ -326,5 +326,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings of a run."""
-    print(findings(json.loads(args.record.read_text())))
+    print(findings(read_record(args.record)))
     return 0

@@ -19,7 +19,7 @@ from eqtp.benchmarks.harness.measure import Options, measure
 from eqtp.benchmarks.harness.providers import versions
 from eqtp.benchmarks.harness.report import write_report
 from eqtp.benchmarks.harness.table import summary, table
-from eqtp.benchmarks.timing import machine, results_folder, worker, write_json
+from eqtp.benchmarks.timing import device_name, machine, results_folder, worker, write_json
 
 __all__ = ["FAMILIES", "add_arguments", "main", "run_families"]
 
@@ -66,7 +66,7 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
     default = results_folder() / f"{name}{'-quick' if args.quick else ''}.json"
     output: Path = args.output or default
     record: dict[str, Any] = {
-        "machine": machine() | {"device": _device_name(args.device)},
+        "machine": machine() | {"device": device_name(args.device)},
         "providers": versions(),
         "quick": args.quick,
         "clock": args.clock,
@@ -120,10 +120,6 @@ def _run_one(
     record["costs"][f"{family}, {threads} thread(s), {dtype}"] = answer["costs"]
     record["rows"] += answer["rows"]
     print(table(answer["rows"], args.clock), flush=True)
-
-
-def _device_name(device: str) -> str:
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def measure_family(args: argparse.Namespace) -> dict[str, Any]:

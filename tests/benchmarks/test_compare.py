@@ -45,7 +45,7 @@ def record(seed: int, *, slow: str = "", factor: float = 1.5, drift: float = 1.0
                 }
             )
     rows.append({**rows[0], "contestant": "absent", "status": "absent"})
-    return {"machine": {"commit": str(seed)}, "rows": rows}
+    return {"machine": {"commit": str(seed)}, "clock": "wall", "rows": rows}
 
 
 def verdicts(a: dict[str, Any], b: dict[str, Any]) -> dict[Any, str]:
@@ -88,6 +88,13 @@ def test_nothing_in_common_is_an_error() -> None:
         row["threads"] = 2
     with pytest.raises(ValueError, match="in common"):
         compare(record(0), other)
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"rows": []}'])
+def test_files_of_another_form_are_errors(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json must be"):
+        main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import torch
 from eqtp.benchmarks import convolution, so2
 from eqtp.benchmarks.__main__ import SPECIAL, main
 from eqtp.benchmarks.graphs import GRAPHS, edges
-from eqtp.benchmarks.harness.advise import parse
 from eqtp.benchmarks.harness.case import Case
 from eqtp.benchmarks.harness.family import Choice
 from eqtp.benchmarks.harness.measure import check
@@ -88,17 +87,6 @@ def test_graphs_are_those_of_the_published_measurements(
 def test_unknown_graph_is_an_error() -> None:
     with pytest.raises(ValueError, match="graph must be one of"):
         edges("cube")
-
-
-def test_advice_is_for_the_product_that_was_asked_for() -> None:
-    large, from_vectors = parse("mace 128x0e+128x1o+128x2e")
-    assert (len(large.paths), large.weight_numel, from_vectors) == (17, 2176, True)
-    assert parse("mace-large")[0] == large
-    assert {path.mode for path in parse("escn 8x0e+8x1o")[0].paths} == {"uvw"}
-    assert parse("uvw 2x0e 3x0e 4x0e")[0].weight_numel == 24
-    assert parse("uuu 4x1o 4x1o 4x1e")[1] is False
-    with pytest.raises(ValueError, match="a product is described as"):
-        parse("mace")
 
 
 def test_command_lists_families(capsys: pytest.CaptureFixture[str]) -> None:
