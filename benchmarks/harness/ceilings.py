@@ -49,7 +49,7 @@ def measure_ceilings(device: str, threads: int, *, repetitions: int = 10) -> Cei
         return Ceilings(
             _read_rate(threads, repetitions),
             {_name(dtype): _multiply_add_rate(dtype, threads, repetitions) for dtype in dtypes},
-            f"generated C++, {threads} threads: 256 MiB read, multiply-adds in registers",
+            f"generated C++, {threads} thread(s): 256 MiB read, multiply-adds in registers",
         )
     return Ceilings(
         _copy_rate(device, repetitions),

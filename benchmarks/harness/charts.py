@@ -16,6 +16,9 @@ __all__ = ["STYLE", "Bar", "Series", "bar_chart", "plane"]
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 16, 46
 NUM_COLOURS = 8
+DASHES = ("none", "7 4", "2 3", "10 3 2 3")
+FILLS = ("1", "0", "0.35", "0.15")
+"""Of lines and of markers and bars: a round for each use of all colours."""
 
 STYLE = """
 :root { --ink: #1c1e21; --soft: #6a7078; --rule: #dcdfe3; --page: #ffffff; --panel: #f6f7f9;
@@ -91,8 +94,13 @@ class _Axis:
             return [float(v) for v in range(first, math.floor(self.high) + 1, step)]
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         few = len(exponents) <= 3
-        ticks = [m * 10.0**e for e in exponents for m in ((1, 2, 5) if few else (1,))]
-        return [tick for tick in ticks if self.low <= tick * 1.0001 and tick <= self.high * 1.0001]
+        ticks: list[float] = []
+        for factors in ((1, 2, 5) if few else (1,), range(1, 10)):
+            every = (factor * 10.0**e for e in exponents for factor in factors)
+            ticks = [t for t in every if self.low <= t * 1.0001 and t <= self.high * 1.0001]
+            if len(ticks) > 2:
+                break
+        return ticks
 
 
 def plane(
@@ -119,7 +127,9 @@ def plane(
         colour = f"var(--c{one.colour % NUM_COLOURS})"
         places = [(x(px), y(py)) for px, py, _ in one.points]
         if one.joined:
-            parts.append(_path(places, f'class="line" style="stroke:{colour}"'))
+            dashes = DASHES[one.colour // NUM_COLOURS % len(DASHES)]
+            style = f"stroke:{colour};stroke-dasharray:{dashes}"
+            parts.append(_path(places, f'class="line" style="{style}"'))
         parts += [
             _marker(one.colour, place, tip)
             for place, (_, _, tip) in zip(places, one.points, strict=True)
@@ -217,10 +227,10 @@ def _legend(names: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def _paint(kind: int) -> str:
-    """The style of a marker or bar; the second round of colours is hollow."""
+    """The style of a marker or bar; later rounds of the colours are hollow, then paler."""
     colour = f"var(--c{kind % NUM_COLOURS})"
-    fill = colour if kind < NUM_COLOURS else "var(--page)"
-    return f"fill:{fill};stroke:{colour};stroke-width:1.5"
+    opacity = FILLS[kind // NUM_COLOURS % len(FILLS)]
+    return f"fill:{colour};fill-opacity:{opacity};stroke:{colour};stroke-width:1.5"
 
 
 def _marker(kind: int, place: tuple[float, float], tip: str) -> str:
@@ -230,7 +240,7 @@ def _marker(kind: int, place: tuple[float, float], tip: str) -> str:
         1: ((-4, -4), (4, -4), (4, 4), (-4, 4)),
         2: ((0, -5), (5, 4), (-5, 4)),
         3: ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
-    }.get(kind % 4)
+    }.get((kind + kind // NUM_COLOURS) % 4)
     style = f'style="{_paint(kind)}"'
     title = f"<title>{escape(tip)}</title>"
     if corners is None:

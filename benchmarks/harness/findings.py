@@ -183,10 +183,10 @@ def statements(measured: Slice, *, on_gpu: bool) -> str:
     theirs = "between CG and the grid" if on_gpu else "slower than CG"
     lines.append(
         f"| matrix | {theirs} on a {'GPU' if on_gpu else 'CPU'} | "
-        f"{'; '.join(f'{span} times {name}' for name, span in slower.items())} |"
+        f"{'; '.join(f'times {name}: {span}' for name, span in slower.items())} |"
     )
     curl = _span(measured.ratios("MIMO all", ("grid + curl",), ("grid",)))
-    lines.append(f"| curl (odd paths) | 2 to 4 times the grid | {curl} times |")
+    lines.append(f"| curl (odd paths) | 2 to 4 times the grid | times the grid: {curl} |")
     per_row, per_dimension = (
         _overtakes(measured.ratios("MIMO all", CLEBSCH_GORDAN, ("grid",), per_dimension=flag))
         for flag in (False, True)
@@ -218,8 +218,8 @@ def _overtakes(lead: Mapping[int, float]) -> str:
     ]
     last = max(lead)
     if not ahead:
-        return f"not faster up to L = {last} ({lead[last]:.2g} times as fast there)"
-    return f"faster from L = {ahead[0]} on ({lead[last]:.2g} times at L = {last})"
+        return f"not faster up to L = {last} ({_factor(lead[last])} times as fast there)"
+    return f"faster from L = {ahead[0]} on ({_factor(lead[last])} times at L = {last})"
 
 
 def _span(factors: Mapping[int, float]) -> str:
@@ -227,15 +227,19 @@ def _span(factors: Mapping[int, float]) -> str:
 
     Example:
         >>> _span({1: 2.0, 2: 1.5, 3: 12.3})
-        '1.5 (L = 2) to 12 (L = 3)'
+        '1.50 (L = 2) to 12.3 (L = 3)'
     """
     if not factors:
         return "not measured"
     low, high = (choose(factors, key=factors.__getitem__) for choose in (min, max))
-    least, most = f"{factors[low]:.2g}", f"{factors[high]:.2g}"
+    least, most = _factor(factors[low]), _factor(factors[high])
     if least == most:
         return f"{least} (L = {degrees_in_words(factors)})"
     return f"{least} (L = {low}) to {most} (L = {high})"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
 
 
 def degrees_in_words(degrees: Iterable[int]) -> str:

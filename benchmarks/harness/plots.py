@@ -12,7 +12,9 @@ from eqtp.benchmarks.harness.measure import Row
 
 __all__ = ["colours", "crossovers", "family_plots", "overview_plots"]
 
-MAX_BARS = 60
+MAX_BARS = 80
+Ceilings = Mapping[str, Mapping[str, Any]]
+"""Measured rates by number of threads, as in the record."""
 
 
 def colours(rows: Iterable[Row]) -> dict[str, int]:
@@ -21,39 +23,46 @@ def colours(rows: Iterable[Row]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def family_plots(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
-    """Time over L or channels with crossovers, speed-up bars, and the plane of expressivity."""
+def family_plots(
+    rows: Sequence[Row], ceilings: Ceilings, clock: str, colour: Mapping[str, int]
+) -> list[str]:
+    """Time over L or channels, speed-up bars of other cases, expressivity, the roofline."""
+    drawn = {row["group"] for row in rows if _is_line(row["group"], rows)}
     return [
-        *_over_x(rows, clock, colour),
-        *_speed_ups(rows, clock, colour),
+        *_over_x([row for row in rows if row["group"] in drawn], clock, colour),
+        *_speed_ups([row for row in rows if row["group"] not in drawn], clock, colour),
         *_expressivity(rows, clock, colour),
+        *_rooflines([row for row in rows if row["task"] == "forward"], ceilings, clock, colour),
     ]
 
 
 def overview_plots(
-    rows: Sequence[Row],
-    ceilings: Mapping[str, Mapping[str, Any]],
-    clock: str,
-    colour: Mapping[str, int],
+    rows: Sequence[Row], ceilings: Ceilings, clock: str, colour: Mapping[str, int]
 ) -> list[str]:
-    """The roofline of every dtype, and error beside time."""
-    figures = []
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        for threads in dict.fromkeys(row["threads"] for row in rows):
-            some = [r for r in rows if (r["dtype"], r["threads"]) == (dtype, threads)]
-            limits = ceilings.get(str(threads))
-            if limits is not None:
-                figures += _roofline(some, limits, dtype, threads, clock, colour)
+    """The roofline of the fastest of every case, and error beside time, of forward passes."""
+    forward = [row for row in rows if row["task"] == "forward"]
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in forward:
+        key = tuple(row[name] for name in ("family", "case", "dtype", "threads"))
+        if key not in best or row[clock]["median"] < best[key][clock]["median"]:
+            best[key] = row
+    figures = _rooflines(list(best.values()), ceilings, clock, colour, "the fastest of each case")
     series = _series(
-        rows,
+        forward,
         colour,
         lambda row: 1e9 * row[clock]["median"] / row["outputs"],
         lambda row: max(row["error"], 1e-17),
     )
     if series:
         chart = plane(series, "time per output number, ns", "relative error")
-        figures.append(_figure("Error beside time, all measured rows", chart))
+        figures.append(_figure("Error beside time, forward", chart))
     return figures
+
+
+def _is_line(group: str, rows: Iterable[Row]) -> bool:
+    """Whether the cases of a group are of more than one x."""
+    sizes = {row["sizes"].get(row["x"]) for row in rows if row["group"] == group}
+    return group != "" and len(sizes) > 1
 
 
 def _series(
@@ -75,10 +84,7 @@ def _over_x(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[
             r
             for r in rows
             if (r["group"], r["task"], r["threads"], r["dtype"]) == (group, task, threads, dtype)
-            and r["x"] in r["sizes"]
         ]
-        if not group or len({r["sizes"][r["x"]] for r in some}) < 2:
-            continue
         x = some[0]["x"]
         some.sort(key=lambda row: float(row["sizes"][x]))
         series = _series(
@@ -166,32 +172,37 @@ def _expressivity(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) ->
     return figures
 
 
-def _roofline(
+def _rooflines(
     rows: Sequence[Row],
-    limits: Mapping[str, Any],
-    dtype: str,
-    threads: int,
+    ceilings: Ceilings,
     clock: str,
     colour: Mapping[str, int],
+    whose: str = "forward",
 ) -> list[str]:
-    some = [row for row in rows if row.get("flops") and row.get("bytes")]
-    if not some:
-        return []
-    peak, bandwidth = limits["flops_per_second"][dtype], limits["bytes_per_second"]
-    series = _series(
-        some,
-        colour,
-        lambda row: row["flops"] / row["bytes"],
-        lambda row: row["flops"] / row[clock]["median"] / 1e9,
-    )
-    chart = plane(
-        series,
-        "counted flops per byte that must be moved",
-        "counted GFLOP per second",
-        ceiling=lambda x: min(peak, x * bandwidth) / 1e9,
-    )
-    note = f"ceiling: {bandwidth / 1e9:.1f} GB/s and {peak / 1e9:.0f} GFLOP/s, {limits['how']}"
-    return [_figure(f"Roofline, {dtype}, {threads} thread(s)", chart, [escape(note)])]
+    """One for each dtype and number of threads; rows without counted arithmetic have no place."""
+    figures = []
+    counted = [row for row in rows if row.get("flops") and row.get("bytes")]
+    for dtype, threads in dict.fromkeys((row["dtype"], row["threads"]) for row in counted):
+        limits = ceilings.get(str(threads))
+        if limits is None:
+            continue
+        peak, bandwidth = limits["flops_per_second"][dtype], limits["bytes_per_second"]
+        series = _series(
+            [row for row in counted if (row["dtype"], row["threads"]) == (dtype, threads)],
+            colour,
+            lambda row: row["flops"] / row["bytes"],
+            lambda row: row["flops"] / row[clock]["median"] / 1e9,
+        )
+        chart = plane(
+            series,
+            "counted flops per byte that must be moved",
+            "counted GFLOP per second",
+            ceiling=lambda x, peak=peak, bandwidth=bandwidth: min(peak, x * bandwidth) / 1e9,
+        )
+        note = f"ceiling: {bandwidth / 1e9:.1f} GB/s and {peak / 1e9:.0f} GFLOP/s, {limits['how']}"
+        title = f"Roofline, {whose}, {dtype}, {threads} thread(s)"
+        figures.append(_figure(title, chart, [escape(note)]))
+    return figures
 
 
 def _figure(title: str, chart: str, notes: Sequence[str] = ()) -> str:

@@ -62,7 +62,8 @@ def page(record: Mapping[str, Any]) -> str:
     sections = [_section("Overview", overview, "")] if overview else []
     for family in dict.fromkeys(row["family"] for row in rows):
         of = [row for row in rows if row["family"] == family]
-        plots = family_plots([row for row in of if row["status"] == "measured"], clock, colour)
+        shown = [row for row in of if row["status"] == "measured"]
+        plots = family_plots(shown, record["ceilings"], clock, colour)
         sections.append(_section(family, plots, _table(of, clock)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

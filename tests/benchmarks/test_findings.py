@@ -71,16 +71,19 @@ def test_what_the_paper_says_is_reproduced() -> None:
     text = findings(record(paper))
     assert "### CPU, float32, 1 thread(s)" in text
     for setting in ("SISO", "SIMO"):
-        assert "reproduced: CG is 2 (L = 1) to 4 (L = 4) times" in line(text, setting)
+        assert "reproduced: CG is 2.00 (L = 1) to 4.00 (L = 4) times" in line(text, setting)
     grid = line(text, "MIMO natural")
-    assert "CG dense: faster from L = 2 on (9.6 times at L = 4)" in grid
-    assert "all CG: faster from L = 2 on (8 times at L = 4)" in grid
+    assert "CG dense: faster from L = 2 on (9.60 times at L = 4)" in grid
+    assert "all CG: faster from L = 2 on (8.00 times at L = 4)" in grid
     assert "SISO: 20 (L = 1) to 40 (L = 4)" in line(text, "Fourier")
-    assert "slower than CG on a CPU | 2 (L = 1-4) times CG; 1 (L = 1)" in line(text, "matrix")
-    assert "3 (L = 1-4) times" in line(text, "curl (odd paths)")
     assert (
-        "per row the grid is faster from L = 2 on (8 times at L = 4); per dimension faster from "
-        "L = 1 on (2.1 times at L = 4)"
+        "slower than CG on a CPU | times CG: 2.00 (L = 1-4); times the grid: 1.00 (L = 1)"
+        in line(text, "matrix")
+    )
+    assert "times the grid: 3.00 (L = 1-4)" in line(text, "curl (odd paths)")
+    assert (
+        "per row the grid is faster from L = 2 on (8.00 times at L = 4); per dimension faster from "
+        "L = 1 on (2.12 times at L = 4)"
     ) in line(text, "per dimension of expressivity")
 
 

@@ -89,7 +89,7 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
     for expected in ("refused", "error 1e-3 &lt;TF32&gt;", "FAILED", "is not installed", "MISSED"):
         assert expected in text
-    for title in ("Roofline", "Speed-up", "Expressivity and time", "Error beside time", "MIMO: f"):
+    for title in ("Roofline", "Expressivity and time", "Error beside time", "MIMO: f"):
         assert f"<h3>{title}" in text
     assert "fastest: eqtp cg at L = 1, gaunt from L = 3" in text
     assert "<natural>" not in text
@@ -109,6 +109,32 @@ def test_a_series_has_one_colour_in_all_charts() -> None:
     colours = re.findall(r"stroke:var\(--c(\d)\);stroke-width:1.5\"><title>gaunt", text)
     assert len(colours) > 3
     assert len(set(colours)) == 1
+
+
+def test_more_contestants_than_colours_stay_apart() -> None:
+    """Colour, fill and shape together: 32 of them."""
+    series = [Series("", number, [(1, 1, ""), (2, 2, "")], joined=True) for number in range(32)]
+    looks = set()
+    for one in series:
+        chart = plane([one], "x", "y")
+        line = re.findall(r'class="line" style="([^"]*)"', chart)
+        style = re.findall(r'(circle|polygon) [^>]*style="([^"]*)"', chart)[0]
+        looks.add((*line, *style))
+    assert len(looks) == 32
+
+
+def test_short_axes_have_numbers() -> None:
+    chart = plane([Series("a", 0, [(3, 30, ""), (5, 50, "")])], "x", "y")
+    assert {"3", "4", "5", "30", "40", "50"} <= set(re.findall(r">(\d+)</text>", chart))
+
+
+def test_cases_of_a_line_have_no_bar_and_the_others_have() -> None:
+    one = record()
+    assert "Speed-up" not in page(one)
+    one["rows"] += [
+        row(9, name, 0.1, family="so2", group="", task="x") for name in ("gaunt", "eqtp cg")
+    ]
+    assert "<h3>Speed-up, x" in page(one)
 
 
 def test_points_stand_where_their_numbers_say() -> None:
