@@ -174,7 +174,13 @@ def backends(
     return {f"eqtp {name}": eqtp_product(problem, backend=name, **options) for name in names}
 
 
-def e3nn(problem: TensorProductProblem, *, compiled: bool = False, vectors: bool = False) -> Make:
+def e3nn(
+    problem: TensorProductProblem,
+    *,
+    compiled: bool = False,
+    vectors: bool = False,
+    shared_weights: bool = False,
+) -> Make:
     """e3nn's TensorProduct, eager as it is by default or through torch.compile."""
 
     def make() -> Contestant:
@@ -184,7 +190,7 @@ def e3nn(problem: TensorProductProblem, *, compiled: bool = False, vectors: bool
             problem.irreps_in2,
             problem.irreps_out,
             problem.instructions,
-            shared_weights=False,
+            shared_weights=shared_weights,
             internal_weights=False,
         )
         product = torch.compile(tp) if compiled else tp
@@ -193,8 +199,6 @@ def e3nn(problem: TensorProductProblem, *, compiled: bool = False, vectors: bool
         def call(tensors: Tensors, graph: Any) -> Tensor:
             x2 = tensors["x2"] if harmonics is None else harmonics(tensors["x2"])
             x1, weight = tensors["x1"], tensors.get("weight")
-            if weight is not None and weight.ndim == 1:
-                weight = weight.expand(x2.shape[0], -1)
             return on_edges(lambda x1: product(x1, x2, weight), x1, graph)
 
         def adapt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -311,8 +315,9 @@ def cuequivariance(problem: TensorProductProblem, *, method: str | None = None) 
             raise NotImplementedError(f"cuequivariance has no product of the modes {sorted(modes)}")
 
         def call(tensors: Tensors, graph: Any) -> Tensor:
+            weight = torch.atleast_2d(tensors["weight"])  # one row where it is shared
             product: Tensor = on_edges(
-                lambda x1: tp(x1, tensors["x2"], _rows(tensors)), tensors["x1"], graph
+                lambda x1: tp(x1, tensors["x2"], weight), tensors["x1"], graph
             )
             return product
 
@@ -338,13 +343,9 @@ def cuequivariance(problem: TensorProductProblem, *, method: str | None = None) 
     return make
 
 
-def _rows(tensors: Tensors) -> Tensor:
-    """The weights, one set per row."""
-    weight = tensors["weight"]
-    return weight if weight.ndim > 1 else weight.expand(tensors["x2"].shape[0], -1)
-
-
-def openequivariance(problem: TensorProductProblem, *, on_graph: bool) -> Make:
+def openequivariance(
+    problem: TensorProductProblem, *, on_graph: bool, shared_weights: bool = False
+) -> Make:
     """OpenEquivariance's product, with a graph its fused convolution, receiver-sorted."""
 
     def make() -> Contestant:
@@ -355,7 +356,7 @@ def openequivariance(problem: TensorProductProblem, *, on_graph: bool) -> Make:
             require("e3nn", "e3nn.o3").Irreps(str(problem.irreps_in2)),
             require("e3nn", "e3nn.o3").Irreps(str(problem.irreps_out)),
             problem.instructions,
-            shared_weights=False,
+            shared_weights=shared_weights,
             internal_weights=False,
             irrep_dtype=dtype,
             weight_dtype=dtype,
@@ -367,7 +368,7 @@ def openequivariance(problem: TensorProductProblem, *, on_graph: bool) -> Make:
         )
 
         def call(tensors: Tensors, graph: Any) -> Tensor:
-            operands = tensors["x1"], tensors["x2"], _rows(tensors)
+            operands = tensors["x1"], tensors["x2"], tensors["weight"]
             out: Tensor = (
                 tp(*operands) if graph is None else tp(*operands, graph.edge_dst, graph.edge_src)
             )
@@ -379,13 +380,18 @@ def openequivariance(problem: TensorProductProblem, *, on_graph: bool) -> Make:
 
 
 def rivals(
-    problem: TensorProductProblem, *, on_graph: bool = False, compiled: bool = False
+    problem: TensorProductProblem,
+    *,
+    on_graph: bool = False,
+    compiled: bool = False,
+    shared_weights: bool = False,
 ) -> dict[str, Make]:
     """Everybody else who computes "cg" products; the compiled ones only on demand: minutes."""
-    found = {"e3nn": e3nn(problem)}
+    shared = {"shared_weights": shared_weights}
+    found = {"e3nn": e3nn(problem, **shared)}
     if compiled:
-        found["e3nn compiled"] = e3nn(problem, compiled=True)
+        found["e3nn compiled"] = e3nn(problem, compiled=True, **shared)
         found["eqtp reference compiled"] = compiled_reference(problem)
     found["cuequivariance"] = cuequivariance(problem)
-    found["openequivariance"] = openequivariance(problem, on_graph=on_graph)
+    found["openequivariance"] = openequivariance(problem, on_graph=on_graph, **shared)
     return found

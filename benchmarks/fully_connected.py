@@ -23,7 +23,8 @@ def cases(choice: Choice) -> Iterator[Case]:
             "fully_connected",
             product.name,
             problem,
-            backends(problem, plain=choice.quick) | rivals(problem, compiled=choice.compiled),
+            backends(problem, plain=choice.quick)
+            | rivals(problem, compiled=choice.compiled, shared_weights=product.shared_weights),
             baseline="e3nn",
             rows=200 if choice.quick else 2_000,
             shared_weights=product.shared_weights,

@@ -132,7 +132,10 @@ def methods(
         "eqtp cg torch": ours(backend="torch"),
     }
     if dense:
-        found |= {"eqtp cg dense": ours(backend="reference"), "e3nn": e3nn(problem)}
+        found |= {
+            "eqtp cg dense": ours(backend="reference"),
+            "e3nn": e3nn(problem, shared_weights=True),
+        }
     if not cg_only:
         options = {"bilinear_map": bilinear_map}
         for evaluation in ("direct", "grid", "fourier"):

@@ -47,7 +47,7 @@ def _case(degree: int, channels: int, graph: str, choice: Choice) -> Case:
         "eqtp cg": eqtp_product(problem, vectors=True),
         "eqtp so2": eqtp_product(problem, method="so2", vectors=True),
         "eqtp so2 torch": eqtp_product(problem, method="so2", backend="torch", vectors=True),
-        "e3nn": e3nn(problem, vectors=True),
+        "e3nn": e3nn(problem, vectors=True, shared_weights=True),
     }
     return product_case(
         "so2",
