@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -51,6 +51,7 @@ def alternate(
     warmup: int = 3,
     device: str = "cpu",
     inner: Mapping[str, int] | None = None,
+    primed: Collection[str] = (),
 ) -> dict[str, Samples]:
     """Times several calls in turn, so that a change of the machine's mood meets all of them.
 
@@ -60,6 +61,8 @@ def alternate(
         warmup: Rounds before the clock runs.
         device: "cpu", or the GPU whose work is waited for; its caches are flushed between calls.
         inner: Calls per sample of the quick ones; the sample is their mean. 1 where not named.
+        primed: Those whose samples follow a call that is not timed, so that they find in the caches
+            what is their own and not the other contestants', however many calls a sample is.
 
     Returns:
         The samples of each call.
@@ -81,6 +84,8 @@ def alternate(
     try:
         for _ in range(repetitions):
             for name, call in calls.items():
+                if name in primed:
+                    call()
                 wall, cpu = _time(call, inner.get(name, 1), device)
                 samples[name].wall.append(wall)
                 samples[name].cpu.append(cpu)

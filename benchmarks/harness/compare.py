@@ -2,16 +2,20 @@
 
 The change of a contestant is its median of B over that of A, divided by the drift: the median of
 the same over all contestants of the case (of the whole run where the case has fewer than three), as
-a machine's mood meets them all. It counts where it exceeds the threshold and three times its
-standard error, estimated from the quartiles of both runs.
+a machine's mood meets them all. It counts where it exceeds the threshold and four times its
+standard error. That has two parts: the error of both medians, from the quartiles within each run,
+and the scatter from run to run, which no quartile shows (where memory happens to lie, what else ran),
+from the median difference of two contestants of a case in all of the comparison: most of them did
+not change.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ __all__ = ["Change", "add_arguments", "compare", "run"]
 Key = tuple[Any, ...]
 _KEY = ("family", "case", "task", "dtype", "device", "threads", "contestant")
 _MIN_ERROR = 0.03  # of the logarithm: what two quiet runs differ by
+_ERRORS = 4.0  # one row of 16,000 exceeds them by chance; a full run has some thousand
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,19 @@ class Change:
         factor: Time of B over A without the drift; above 1 is slower.
         error: Standard error of its logarithm.
         seconds: Medians of A and B.
+        ratio: Its ratio to the baseline in B over that in A; None for the baseline.
     """
 
     key: Key
     factor: float
     error: float
     seconds: tuple[float, float]
+    ratio: float | None
 
     def verdict(self, threshold: float) -> str:
         """Slower, faster, or nothing where the change is within the threshold or the noise."""
         change = math.log(self.factor)
-        if abs(change) < max(math.log(threshold), 3 * self.error):
+        if abs(change) < max(math.log(threshold), _ERRORS * self.error):
             return ""
         return "slower" if change > 0 else "faster"
 
@@ -65,14 +72,42 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], clock: str = "wall") -> 
     cases: dict[Key, list[float]] = {}
     for key, factor in factors.items():
         cases.setdefault(key[:-1], []).append(factor)
-    changes = []
+    changes = {}
     for key, factor in factors.items():
         others = cases[key[:-1]]
-        drift = statistics.median(others) if len(others) > 2 else overall
-        error = math.hypot(*(_error(rows[key][clock]) for rows in (before, after)))
-        seconds = (before[key][clock]["median"], after[key][clock]["median"])
-        changes.append(Change(key, factor / drift, max(error, _MIN_ERROR), seconds))
-    return changes
+        changes[key] = factor / (statistics.median(others) if len(others) > 2 else overall)
+    scatter = _scatter(cases.values())
+    return [
+        Change(
+            key,
+            change,
+            max(
+                math.hypot(scatter, *(_error(rows[key][clock]) for rows in (before, after))),
+                _MIN_ERROR,
+            ),
+            (before[key][clock]["median"], after[key][clock]["median"]),
+            _ratio_change(before[key], after[key], clock),
+        )
+        for key, change in changes.items()
+    ]
+
+
+def _scatter(cases: Iterable[Sequence[float]]) -> float:
+    """Sigma of the logarithm of a factor, from the differences between those of a case."""
+    differences = [
+        abs(math.log(one / other))
+        for case in cases
+        for one, other in itertools.combinations(case, 2)
+    ]
+    normal = math.sqrt(2) * 0.6745  # median size of a difference of two, for sigma = 1
+    return statistics.median(differences) / normal if differences else 0.0
+
+
+def _ratio_change(a: Row, b: Row, clock: str) -> float | None:
+    if a["contestant"] == a["baseline"]:
+        return None
+    ratios = [row.get("ratio", {}).get(clock, {}).get("median") for row in (a, b)]
+    return None if None in ratios else float(ratios[1] / ratios[0])
 
 
 def _rows(record: Mapping[str, Any]) -> dict[Key, Row]:
@@ -105,11 +140,13 @@ def table(changes: Sequence[Change], threshold: float) -> str:
                     f"{family} | {case} | {task} | {dtype}, {threads} thread(s)"
                 )
     moved = sum(bool(change.verdict(threshold)) for change in changes)
-    within = sum(abs(math.log(change.factor)) < math.log(1.1) for change in changes)
-    lines.append(
-        f"{len(changes)} rows in common, {len(changes) - moved} unchanged; "
-        f"{within / len(changes):.0%} within 10 %"
-    )
+    lines.append(f"{len(changes)} rows in common, {len(changes) - moved} unchanged")
+    ratios = [change.ratio for change in changes if change.ratio is not None]
+    if ratios:
+        within = sum(abs(math.log(ratio)) < math.log(1.1) for ratio in ratios)
+        lines.append(
+            f"ratios to the baseline: {within / len(ratios):.0%} of {len(ratios)} within 10 %"
+        )
     return "\n".join(lines)
 
 

@@ -132,12 +132,12 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     family = cast("Family", importlib.import_module(f"eqtp.benchmarks.{args.family}"))
     choice = Choice(args.quick, dtype, args.compiled, args.device)
-    seconds = args.seconds or (0.2 if args.quick else 2.0)
+    seconds = args.seconds or (0.5 if args.quick else 2.0)
     options = Options(
         device=args.device,
         threads=threads,
         seconds=seconds,
-        min_rounds=3 if args.quick else 5,
+        min_rounds=5,
         max_rounds=10 if args.quick else 30,
         most_seconds=2.0 if args.quick else 10.0,
         only=args.only,

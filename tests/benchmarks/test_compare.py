@@ -40,8 +40,10 @@ def record(seed: int, *, slow: str = "", factor: float = 1.5, drift: float = 1.0
                     "device": "cpu",
                     "threads": 1,
                     "contestant": contestant,
+                    "baseline": "e3nn",
                     "status": "measured",
                     "wall": times,
+                    "ratio": {"wall": {"median": 0.03 * drift / times["median"]}},
                 }
             )
     rows.append({**rows[0], "contestant": "absent", "status": "absent"})
@@ -82,6 +84,20 @@ def test_noise_widens_the_error() -> None:
     assert verdicts(quiet, loud) == {}
 
 
+def test_scatter_from_run_to_run_is_no_regression() -> None:
+    """What the quartiles of neither run show; a slow-down beyond it is found."""
+    moods = random.Random(3)
+    for scatter, slow, found in ((0.12, 1.0, 0), (0.04, 1.6, 1), (0.12, 3.0, 1)):
+        b = record(1, slow="e3nn", factor=slow)
+        for row in b["rows"]:
+            if row["status"] == "measured":
+                factor = moods.gauss(1, scatter)
+                times = row["wall"]
+                times["median"] *= factor
+                times["quartiles"] = [quartile * factor for quartile in times["quartiles"]]
+        assert len(verdicts(record(0), b)) == found
+
+
 def test_nothing_in_common_is_an_error() -> None:
     other = record(1)
     for row in other["rows"]:
@@ -104,4 +120,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", a, b]) == 1
     assert "slower   1.5" in capsys.readouterr().out.replace("1.4", "1.5")
     assert main(["compare", a, c]) == 0
-    assert "120 rows in common, 120 unchanged" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "120 rows in common, 120 unchanged" in out
+    assert "ratios to the baseline: 100 % of 90 within 10 %".replace("100 %", "100%") in out

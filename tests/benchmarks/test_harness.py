@@ -216,6 +216,15 @@ def test_turns_alternate() -> None:
     assert all(len(sample.wall) == 4 for sample in samples.values())
 
 
+def test_quick_calls_find_their_own_operands_in_the_caches() -> None:
+    """One call of each sample is not timed; of long calls all are."""
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = alternate(calls, repetitions=3, warmup=0, inner={"a": 2}, primed={"a"})
+    assert "".join(order) == "aaab" * 3
+    assert all(len(sample.wall) == 3 for sample in samples.values())
+
+
 def test_ratio_is_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the machine slows down threefold, the ratio stays what it is."""
     from eqtp.benchmarks.harness import measure as module
