@@ -4,7 +4,7 @@ The change of a contestant is its median of B over that of A, divided by the dri
 the same over all contestants of the case (of the whole run where the case has fewer than three), as
 a machine's mood meets them all. It counts where it exceeds the threshold and four times its
 standard error. That has two parts: the error of both medians, from the quartiles within each run,
-and the scatter from run to run, which no quartile shows (where memory happens to lie, what else ran),
+and the scatter from run to run, which no quartile shows (where memory lies, what else ran),
 from the median difference of two contestants of a case in all of the comparison: most of them did
 not change.
 """
