@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from eqtp.benchmarks.contestants import backends, rivals
 from eqtp.benchmarks.graphs import random_edges
 from eqtp.benchmarks.harness.case import Case
+from eqtp.benchmarks.harness.counting import flops_per_row
 from eqtp.benchmarks.harness.family import Choice, product_case
 from eqtp.benchmarks.problems import CORE, PROBLEMS, Product, harmonics
 
@@ -30,18 +31,28 @@ BARS = {
     ("double backward", "eqtp cpu", 1): 30.0,
     ("double backward", "eqtp cpu", 2): 30.0,
 }
+FLOPS = 1_500_000_000
+"""Counted flops of a forward pass at most, or a case of five degrees takes six minutes."""
+
 QUICK = ("nequip-water", "mace-medium", "4_32_2_p_sc.txt#3")
 
 
 def cases(choice: Choice) -> Iterator[Case]:
-    """Products row by row, then the bars' graph; quick: three products and a small graph."""
+    """Products row by row, then the bars' graph; quick: three products and a small graph.
+
+    Large cases: the bars' graph alone.
+    """
+    if choice.large:
+        yield _bars(choice)
+        return
     if choice.quick:
         names: tuple[str, ...] = QUICK
     else:
         roofline = tuple(name for name in PROBLEMS if name.startswith("roofline"))
         names = tuple(n for n in CORE if PROBLEMS[n].order != "fully connected") + roofline
     for name in names:
-        yield _rows(PROBLEMS[name], 200 if choice.quick else 2_000, choice)
+        few = FLOPS // flops_per_row(PROBLEMS[name].problem)
+        yield _rows(PROBLEMS[name], 200 if choice.quick else min(2_000, few), choice)
     yield _bars(choice)
     if not choice.quick:
         for channels in (1, 4, 16, 64, 256):

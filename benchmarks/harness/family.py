@@ -29,12 +29,14 @@ class Choice:
         dtype: Of the operands.
         compiled: Whether torch.compile takes part: minutes of compiling.
         device: Where the cases will run.
+        large: A few large cases alone: what a full run measures with all cores as well.
     """
 
     quick: bool = True
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     device: str = "cpu"
+    large: bool = False
 
 
 class Family(Protocol):

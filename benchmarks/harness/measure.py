@@ -37,6 +37,9 @@ compilers take longer, and on a busy machine a process waits for tens of millise
 SAMPLE = 4e-3
 """Seconds that a sample of a quick call takes, as the mean of so many calls."""
 
+LONG = 1.0
+"""Calls of so many seconds are warm once they have been made three times."""
+
 PRIMED = 20e-3
 """Calls below so many seconds follow one that is not timed. What the other contestants left in the
 caches (some MB, 1 ms of reading) would be a twentieth of a longer call and most of a shorter one,
@@ -58,7 +61,6 @@ class Options:
         min_rounds: Rounds at least, however long they take; 2 or more.
         max_rounds: Rounds at most.
         most_seconds: Contestants whose calls take longer are left out, with the reason.
-        memory: Whether peak memory is measured.
         only: Parts of names of contestants; the others are left out. Empty: all.
     """
 
@@ -68,7 +70,6 @@ class Options:
     min_rounds: int = 5
     max_rounds: int = 30
     most_seconds: float = 10.0
-    memory: bool = True
     only: Sequence[str] = ()
 
 
@@ -172,30 +173,26 @@ def _prepare(
         start = time.perf_counter()
         row |= check(case, task, contestant, options.device)
         inputs = _adapted(case, contestant, full, options.device, task)
-        gradient = _gradient(contestant, inputs) if task != "forward" else None
+        with torch.no_grad():
+            out = contestant.call(inputs.tensors, inputs.place)
+        row["outputs"] = out.numel()
+        gradient = torch.randn_like(out) if task != "forward" else None
         call = partial(TASKS[task], contestant.call, inputs, gradient, case.forces)
         call()
         settle(options.device)
         row["setup_seconds"] = time.perf_counter() - start
-        _refuse_slow(call, options)
-        row["peak_bytes"] = peak_bytes(call, options.device) if options.memory else None
+        start = time.perf_counter()
+        row["peak_bytes"] = peak_bytes(call, options.device)
+        settle(options.device)
+        seconds = time.perf_counter() - start
+        if seconds > options.most_seconds:
+            raise Refusal(f"a call takes {seconds:.3g} s, more than {options.most_seconds:g} s")
         row |= {
             "paths": contestant.paths,
             "expressivity": contestant.expressivity,
             "about": contestant.about,
         }
-        row["outputs"] = _num_outputs(contestant, inputs)
         return _Ready(call, row, _warm_up(call, options.device))
-
-
-def _refuse_slow(call: Callable[[], object], options: Options) -> None:
-    """Refuses a contestant that would take up the run; the first call has set it up."""
-    start = time.perf_counter()
-    call()
-    settle(options.device)
-    seconds = time.perf_counter() - start
-    if seconds > options.most_seconds:
-        raise Refusal(f"a call takes {seconds:.3g} s, more than {options.most_seconds:g} s")
 
 
 def check(case: Case, task: str, contestant: Contestant, device: str = "cpu") -> Row:
@@ -246,19 +243,8 @@ def _adapted(case: Case, contestant: Contestant, inputs: Inputs, device: str, ta
     return own.to(case.dtype, device, gradients=task != "forward")
 
 
-def _gradient(contestant: Contestant, inputs: Inputs) -> Tensor:
-    with torch.no_grad():
-        out = contestant.call(inputs.tensors, inputs.place)
-    return torch.randn(out.shape, dtype=out.dtype, device=out.device)
-
-
-def _num_outputs(contestant: Contestant, inputs: Inputs) -> int:
-    with torch.no_grad():
-        return contestant.call(inputs.tensors, inputs.place).numel()
-
-
 def _warm_up(call: Callable[[], object], device: str, most: int = 10) -> float:
-    """Calls until the time no longer falls; returns the last time."""
+    """Calls until the time no longer falls, or is long; returns the last time."""
     last = float("inf")
     for _ in range(most):
         settle(device)
@@ -266,7 +252,7 @@ def _warm_up(call: Callable[[], object], device: str, most: int = 10) -> float:
         call()
         settle(device)
         seconds = time.perf_counter() - start
-        if seconds > last / 1.3:
+        if seconds > min(last / 1.3, LONG):
             break
         last = seconds
     return min(seconds, last)
@@ -290,7 +276,7 @@ def _time(
         return alternate(
             calls,
             repetitions=rounds,
-            warmup=1,
+            warmup=int(total < LONG),
             device=options.device,
             inner=inner,
             primed=primed if options.device == "cpu" else (),  # a GPU's caches are flushed

@@ -39,7 +39,7 @@ FAMILIES = {
 """Modules of `eqtp.benchmarks`, and what they measure."""
 
 PARALLEL = ("channelwise", "convolution", "models")
-"""Families that a full run measures with all cores as well."""
+"""Families of which a full run measures large cases with all cores as well."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="of the table")
     parser.add_argument("--output", type=Path, help="the JSON file; the report stands beside it")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--family", choices=FAMILIES, help=argparse.SUPPRESS)
 
 
@@ -107,6 +108,8 @@ def _run_one(
     options: list[object] = ["--family", family, "--dtype", dtype, "--device", args.device]
     for name in ("quick", "compiled"):
         options += [f"--{name}"] * getattr(args, name)
+    if threads > 1 and not args.threads and args.device == "cpu":
+        options.append("--large")
     for name in ("only", "cases"):
         options += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
     if args.seconds is not None:
@@ -131,7 +134,7 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_default_dtype(dtype)  # some rivals read it
     torch.set_float32_matmul_precision("highest")
     family = cast("Family", importlib.import_module(f"eqtp.benchmarks.{args.family}"))
-    choice = Choice(args.quick, dtype, args.compiled, args.device)
+    choice = Choice(args.quick, dtype, args.compiled, args.device, args.large)
     seconds = args.seconds or (0.5 if args.quick else 2.0)
     options = Options(
         device=args.device,

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eqtp.benchmarks import convolution, so2
+from eqtp.benchmarks import channelwise, convolution, so2
 from eqtp.benchmarks.__main__ import SPECIAL, main
 from eqtp.benchmarks.graphs import GRAPHS, edges
 from eqtp.benchmarks.harness.case import Case
 from eqtp.benchmarks.harness.family import Choice
 from eqtp.benchmarks.harness.measure import check
-from eqtp.benchmarks.harness.run import FAMILIES
+from eqtp.benchmarks.harness.run import FAMILIES, PARALLEL
 
 FAST = ("products", "fully_connected", "symmetric_contraction", "gaunt", "matrix", "so2")
 
@@ -82,6 +82,25 @@ def test_graphs_are_those_of_the_published_measurements(
     assert float(lengths.max()) <= GRAPHS[graph][1]
     order = found.graph.edge_dst
     assert bool((order.diff() >= 0).all())
+
+
+def test_all_cores_take_a_few_large_cases() -> None:
+    """A second pass over everything would not fit an hour; the bars of two threads are in it."""
+    choice = Choice(quick=False, large=True)
+    names = {
+        family: [
+            case.name for case in importlib.import_module(f"eqtp.benchmarks.{family}").cases(choice)
+        ]
+        for family in PARALLEL
+    }
+    assert {family: len(found) for family, found in names.items()} == {
+        "channelwise": 1,
+        "convolution": 3,
+        "models": 6,
+    }
+    assert "diamond" in names["convolution"][-1]
+    bars = next(channelwise.cases(choice)).bars
+    assert ("forward", "eqtp cpu", 2) in bars
 
 
 def test_unknown_graph_is_an_error() -> None:

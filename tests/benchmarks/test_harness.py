@@ -25,7 +25,7 @@ from eqtp.benchmarks.timing import Samples, alternate
 from eqtp.problem import TensorProductProblem
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-FAST = Options(seconds=0.01, min_rounds=3, max_rounds=5, memory=False)
+FAST = Options(seconds=0.01, min_rounds=3, max_rounds=5)
 Call = Callable[[Mapping[str, Tensor], Any], Tensor]
 
 
