@@ -1,19 +1,15 @@
-"""A grid as orbits of sign flips, on which transforms cost a quarter of dense ones.
+"""A grid by kinds of orbits: those on which the same harmonics vanish share their code.
 
-The grids are symmetric under x -> -x, y -> -y and z -> -z, and every harmonic is even or odd in
-each coordinate. So the harmonics fall into eight classes c (bits: odd in x, y, z), and on the orbit
-of a point p with positive coordinates, whose points are numbered by their flips s,
-
-    values      f(s p) = sum_c (-1)^popcount(s & c) S_c,    S_c = sum_(h in c) Y_h(p) x_h
-    parts       x_h = sum_p A_h(p) T_c(p),                  T_c = sum_s (-1)^popcount(s & c) f(s p)
-
-with A_h(p) = Y_h(p) times the weight of p. A harmonic is evaluated once per orbit, and the sums
-over signs are three rounds of additions. Orbits of points with a coordinate 0 are smaller, and the
-harmonics odd in that coordinate vanish on them.
+Orbits and classes are those of `eqtp.so3.grid_symmetry`. The kernels here take a node through the
+grid orbit by orbit, in a loop for every kind whose constants are read from a table: the values on
+an orbit are all that is alive, and the code does not grow with the grid. The kernels of
+`eqtp.kernels.gaunt_grid` (`_symmetry`) transform to the whole grid at once, several functions one
+after the other, which lets them separate a product rule and puts the constants into the code.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +18,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from eqtp.so3.sphere_grid import SphereGrid, analysis_matrix, sphere_grid, synthesis_matrix
+from eqtp.so3.grid_symmetry import Orbit, class_number, orbits, parity_class, symmetric_product_grid
+from eqtp.so3.sphere_grid import analysis_matrix, sphere_grid, synthesis_matrix
 
-__all__ = ["Butterfly", "Orbits", "butterfly", "grid_orbits", "parity_class"]
-
-_ZERO = 1e-12  # coordinates of points on a coordinate plane are below 1e-16, others above 1e-3
+__all__ = ["Butterfly", "Orbits", "butterfly", "grid_orbits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +29,7 @@ class Orbits:
     """The orbits whose points have the same coordinates different from zero.
 
     Attributes:
-        axes: Bits of these coordinates, x = 1, y = 2, z = 4.
+        axes: These coordinates.
         harmonics: Indices l^2 + l + m of the harmonics that do not vanish, ascending.
         synthesis: Y_h at one point of every orbit, [orbits, harmonics].
         analysis: The same times the point's weight / 4 pi, [orbits, harmonics].
@@ -52,45 +47,33 @@ class Orbits:
 
     def place(self, harmonic: int) -> int:
         """The class of a harmonic among the 2^num_bits that do not vanish."""
-        bits = [bit for bit in (1, 2, 4) if self.axes & bit]
-        return sum(1 << i for i, bit in enumerate(bits) if parity_class(harmonic) & bit)
+        return class_number(_class(harmonic), self.axes)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def grid_orbits(degree: int, lmax: int) -> tuple[Orbits, ...]:
     """The smallest symmetric grid that is exact to a degree, with harmonics up to lmax."""
-    grid = _symmetric_grid(degree)
-    points = torch.where(grid.points.abs() < _ZERO, 0.0, grid.points)
-    first = (points >= 0).all(dim=1)
-    axes = ((points != 0) * torch.tensor([1, 2, 4])).sum(dim=1)
+    grid = sphere_grid(degree)
+    if grid.kind == "product":
+        grid = symmetric_product_grid(degree)
     synthesis, analysis = synthesis_matrix(grid, lmax), analysis_matrix(grid, lmax).T
+    by_axes: dict[int, list[Orbit]] = {}
+    for orbit in orbits(grid):
+        by_axes.setdefault(orbit.axes, []).append(orbit)
     found = []
-    for kind in sorted(set(axes.tolist()), reverse=True):
-        rows = first & (axes == kind)
-        harmonics = [h for h in range((lmax + 1) ** 2) if parity_class(h) & ~kind == 0]
+    for axes, alike in sorted(by_axes.items(), reverse=True):
+        rows = [orbit.point for orbit in alike]
+        harmonics = [h for h in range((lmax + 1) ** 2) if alike[0].has(_class(h))]
         tables = (table[rows][:, harmonics] for table in (synthesis, analysis))
-        found.append(Orbits(kind, tuple(harmonics), *tables))
+        found.append(Orbits(axes, tuple(harmonics), *tables))
     return tuple(found)
 
 
-def _symmetric_grid(degree: int) -> SphereGrid:
-    grid = sphere_grid(degree)
-    if grid.kind == "lebedev":
-        return grid
-    return sphere_grid(degree, "product", num_angles=degree + 1 + (degree + 1) % 2)
-
-
-def parity_class(harmonic: int) -> int:
-    """In which coordinates Y_h is odd, as bits x = 1, y = 2, z = 4.
-
-    Y_lm is P_l^|m|(y) cos(m alpha) or, for m < 0, sin(|m| alpha), with tan(alpha) = x / z.
-    """
-    l = int(harmonic**0.5)
-    m = harmonic - l * l - l
-    odd_x, odd_y = m < 0, (l + m) % 2 == 1
-    odd_z = (m % 2 == 1) != (m < 0)
-    return odd_x + 2 * odd_y + 4 * odd_z
+def _class(harmonic: int) -> int:
+    """The class of the harmonic number l^2 + l + m."""
+    l = math.isqrt(harmonic)
+    return parity_class(l, harmonic - l * l - l)
 
 
 @dataclass(frozen=True)

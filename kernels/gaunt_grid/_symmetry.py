@@ -1,13 +1,11 @@
-"""Grids and harmonics by their symmetry under x -> -x, y -> -y and z -> -z.
-
-The grids here go into themselves under the three reflections, and a harmonic is even or odd under
-each. So the values on all points of an orbit, up to eight, follow from the parts of each of eight
-classes at one point by a Walsh-Hadamard transform: additions. That leaves an eighth of the
-multiplications of a dense transform.
+"""The transforms to a whole grid that take the fewest operations, by its symmetry.
 
     Orbits    a Lebedev rule: one sum per orbit and class
     Rings     a product rule: Legendre sums per ring y >= 0, order m and class of y, then Fourier
               sums per angle in a quarter of the circle and class of (x, z)
+
+`eqtp.so3.grid_symmetry` says what orbits and classes are; `eqtp.kernels.gaunt_contraction._orbits`
+why its kernels walk over orbits instead.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from eqtp.kernels.gaunt_grid._transforms import columns_of, fields_of
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
+from eqtp.so3.grid_symmetry import Orbit, X, Z, orbits, parity_class, symmetric_product_grid
 from eqtp.so3.sphere_grid import (
     SphereGrid,
     fourier_factors,
@@ -29,34 +28,7 @@ from eqtp.so3.sphere_grid import (
     synthesis_matrix,
 )
 
-__all__ = ["Angle", "Orbit", "Orbits", "RingField", "Rings", "choose_grid"]
-
-ON_PLANE = 1e-9  # a coordinate that small is zero; others are above 1e-3 to degree 131
-
-Class = tuple[int, ...]
-"""0 or 1 for even or odd under each reflection."""
-
-
-@dataclass(frozen=True)
-class Orbit:
-    """Points that go into each other.
-
-    Attributes:
-        point: Number of the one in the grid whose coordinates are not negative.
-        free: Whether each coordinate is not zero.
-    """
-
-    point: int
-    free: tuple[bool, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of points."""
-        return 1 << sum(self.free)
-
-    def has(self, kind: Class) -> bool:
-        """Whether functions of a class need not vanish on it."""
-        return all(free or not odd for free, odd in zip(self.free, kind, strict=True))
+__all__ = ["Orbits", "RingField", "Rings", "choose_grid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +43,7 @@ class Orbits:
     """
 
     orbits: tuple[Orbit, ...]
-    classes: tuple[Class, ...]
+    classes: tuple[int, ...]
     values: Tensor
     weights: tuple[float, ...]
 
@@ -84,38 +56,17 @@ class Orbits:
     def num_statements(self) -> int:
         """Multiplications and additions of a synthesis, about its length in code."""
         products = sum(orbit.has(kind) for orbit in self.orbits for kind in self.classes)
-        return products + sum(orbit.size * sum(orbit.free) for orbit in self.orbits)
+        return products + sum(orbit.size * orbit.axes.bit_count() for orbit in self.orbits)
 
     @classmethod
     def of(cls, grid: SphereGrid, degrees: Sequence[int]) -> Orbits:
         """The transform of harmonics of some degrees."""
-        first = (grid.points > -ON_PLANE).all(1).nonzero().flatten()
-        orbits = tuple(
-            Orbit(int(point), tuple(bool(c) for c in grid.points[point] > ON_PLANE))
-            for point in first
-        )
+        found = orbits(grid)
+        first = [orbit.point for orbit in found]
         values = synthesis_matrix(grid, degrees[-1])[first][:, columns_of(degrees)]
         weights = grid.weights[first] / grid.weights.sum()
-        classes = tuple(_class(l, m) for l in degrees for m in range(-l, l + 1))
-        return cls(orbits, classes, values, tuple(weights.tolist()))
-
-
-def _class(l: int, m: int) -> Class:
-    """Class of Y_lm under the reflections of x, y and z."""
-    return int(m < 0), (l - abs(m)) % 2, (m if m >= 0 else m + 1) % 2
-
-
-@dataclass(frozen=True)
-class Angle:
-    """Angles alpha that go into each other under x -> -x and z -> -z.
-
-    Attributes:
-        index: Number of the one from 0 to a quarter of the circle.
-        free: Whether x and z are not zero.
-    """
-
-    index: int
-    free: tuple[bool, bool]
+        classes = tuple(parity_class(l, m) for l in degrees for m in range(-l, l + 1))
+        return cls(found, classes, values, tuple(weights.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +85,7 @@ class RingField:
     odd: tuple[bool, ...]
     order: tuple[int, ...]
     fourier: Tensor
-    classes: tuple[Class | None, ...]
+    classes: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +110,10 @@ class Rings:
         return self.num_rings * self.num_angles
 
     @cached_property
-    def angles(self) -> tuple[Angle, ...]:
-        """Angles of the first quarter."""
+    def angles(self) -> tuple[Orbit, ...]:
+        """Orbits of a ring's angles under x -> -x and z -> -z, by the one in the first quarter."""
         return tuple(
-            Angle(index, (index > 0, 4 * index != self.num_angles))
+            Orbit(index, X * (index > 0) + Z * (4 * index != self.num_angles))
             for index in range(self.num_angles // 4 + 1)
         )
 
@@ -202,19 +153,18 @@ class Rings:
         return cls(rings, angles, tuple(fields), tuple(weights.tolist()))
 
 
-def _class_of_order(m: int, derivative: bool) -> Class | None:
+def _class_of_order(m: int, derivative: bool) -> int | None:
     """Class of cos(m alpha) or sin(|m| alpha) under x -> -x and z -> -z, or of its derivative."""
     if derivative:
         return _class_of_order(-m, False) if m != 0 else None
-    return int(m < 0), (m if m >= 0 else m + 1) % 2
+    return parity_class(abs(m), m)
 
 
 @lru_cache(maxsize=256)
 def choose_grid(problem: SphereProductProblem) -> tuple[Orbits | Rings, ...]:
     """The transforms of the three slots, on the grid that takes fewer operations."""
     fields = fields_of(problem.odd)
-    num_angles = problem.degree + 1 + (problem.degree + 1) % 2
-    grid = sphere_grid(problem.degree, "product", num_angles=num_angles)
+    grid = symmetric_product_grid(problem.degree)
     rings = [
         Rings.of(grid, degrees, number)
         for degrees, number in zip(problem.degrees, fields, strict=True)
