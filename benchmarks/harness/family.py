@@ -10,14 +10,16 @@ import torch
 
 from eqtp.benchmarks.graphs import Edges
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work
-from eqtp.benchmarks.harness.counting import flops_per_row, product_work
+from eqtp.benchmarks.harness.counting import product_work
+from eqtp.nn.explanation import flops_per_row
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["Choice", "Family", "product_case"]
 
 CHECKED_NUMBERS, CHECKED_FLOPS = 1_000_000, 100_000_000
 """Numbers of a check's widest tensor, 8 MB in float64 and many of them while second derivatives are
-made, and flops of its forward pass: as many rows are checked as keep to both, and at least 8."""
+made, and flops of its forward pass, constants that are zero included, as the definition has it: as
+many rows are checked as keep to both, and at least 8."""
 
 
 @dataclass(frozen=True)
