@@ -6,7 +6,8 @@ a machine's mood meets them all. It counts where it exceeds the threshold and fo
 standard error. That has two parts: the error of both medians, from the quartiles within each run,
 and the scatter from run to run, which no quartile shows (where memory lies, what else ran),
 from the median difference of two contestants of a case in all of the comparison: most of them did
-not change.
+not change. A slow-down that hides in that noise row by row shows in all rows of a contestant in a
+family together: their median change has an error that falls with the square root of their number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from eqtp.benchmarks.harness.measure import Row
 from eqtp.benchmarks.harness.record import read_record
 
-__all__ = ["Change", "add_arguments", "compare", "run"]
+__all__ = ["Change", "add_arguments", "compare", "pooled", "run"]
 
 Key = tuple[Any, ...]
 _KEY = ("family", "case", "task", "dtype", "device", "threads", "contestant")
@@ -92,6 +93,25 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], clock: str = "wall") -> 
     ]
 
 
+def pooled(changes: Sequence[Change]) -> list[Change]:
+    """The median change of each contestant over the cases and tasks of a family, three at least."""
+    groups: dict[Key, list[Change]] = {}
+    for change in changes:
+        family, _, _, *where = change.key
+        groups.setdefault((family, *where), []).append(change)
+    return [
+        Change(
+            (family, f"{len(of)} rows together", "all tasks", *where),
+            statistics.median(change.factor for change in of),
+            max(1.25 * statistics.median(c.error for c in of) / math.sqrt(len(of)), _MIN_ERROR),
+            (sum(change.seconds[0] for change in of), sum(change.seconds[1] for change in of)),
+            None,
+        )
+        for (family, *where), of in groups.items()
+        if len(of) > 2
+    ]
+
+
 def _scatter(cases: Iterable[Sequence[float]]) -> float:
     """Sigma of the logarithm of a factor, from the differences between those of a case."""
     differences = [
@@ -128,7 +148,7 @@ def _error(times: Mapping[str, Any]) -> float:
 def table(changes: Sequence[Change], threshold: float) -> str:
     """Slower and faster rows with their uncertainty, and how many stayed."""
     lines = []
-    by_size = sorted(changes, key=lambda change: -abs(math.log(change.factor)))
+    by_size = sorted([*pooled(changes), *changes], key=lambda change: -abs(math.log(change.factor)))
     for verdict in ("slower", "faster"):
         for change in by_size:
             if change.verdict(threshold) == verdict:
@@ -164,4 +184,5 @@ def run(args: argparse.Namespace) -> int:
     changes = compare(a, b, args.clock)
     print(f"{args.a} ({a['machine']['commit']}) -> {args.b} ({b['machine']['commit']})")
     print(table(changes, args.threshold))
-    return int(any(change.verdict(args.threshold) == "slower" for change in changes))
+    every = [*pooled(changes), *changes]
+    return int(any(change.verdict(args.threshold) == "slower" for change in every))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eqtp.benchmarks.__main__ import main
-from eqtp.benchmarks.harness.compare import compare
+from eqtp.benchmarks.harness.compare import compare, pooled
 
 CONTESTANTS = ("eqtp cpu", "eqtp torch", "e3nn", "other")
 THRESHOLD = 1.25
@@ -96,6 +96,21 @@ def test_scatter_from_run_to_run_is_no_regression() -> None:
                 times["median"] *= factor
                 times["quartiles"] = [quartile * factor for quartile in times["quartiles"]]
         assert len(verdicts(record(0), b)) == found
+
+
+def test_a_slow_kernel_shows_in_all_its_rows_together() -> None:
+    """Where each row for itself is within the noise; and noise alone does not."""
+    for factor, verdict in ((1.0, ""), (1.5, "slower"), (1 / 1.5, "faster")):
+        moods = random.Random(5)
+        b = record(1)
+        for row in b["rows"]:
+            if row["status"] == "measured":
+                own = factor if row["contestant"] == "other" else 1.0
+                row["wall"]["median"] *= own * moods.gauss(1, 0.12)
+        changes = compare(record(0), b)
+        assert sum(change.verdict(THRESHOLD) != "" for change in changes) <= 3
+        together = {change.key[-1]: change.verdict(THRESHOLD) for change in pooled(changes)}
+        assert together == {**dict.fromkeys(CONTESTANTS, ""), "other": verdict}
 
 
 def test_nothing_in_common_is_an_error() -> None:
