@@ -151,10 +151,15 @@ def device_name(device: str) -> str:
     return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def results_folder() -> Path:
-    """The folder of this machine's results, e.g. benchmarks/results/amd-epyc-2-cores."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{_cpu_model()} {os.cpu_count()} cores".lower()).strip("-")
-    return RESULTS / slug
+def results_folder(device: str = "cpu") -> Path:
+    """The folder of this machine's results, e.g. benchmarks/results/amd-epyc-2-cores.
+
+    Of a GPU the folder has its name. Without a checkout it stands where the command was called.
+    """
+    name = f"{_cpu_model()} {os.cpu_count()} cores" if device == "cpu" else device_name(device)
+    in_checkout = (RESULTS.parents[1] / ".git").exists()
+    base = RESULTS if in_checkout else Path("benchmark-results")
+    return base / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def worker(module: str, threads: int, *options: object) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
     """Measures families one after the other; returns 1 where a family ended in an error."""
     name = families[0] if len(families) == 1 else "suite"
-    default = results_folder() / f"{name}{'-quick' if args.quick else ''}.json"
+    default = results_folder(args.device) / f"{name}{'-quick' if args.quick else ''}.json"
     output: Path = args.output or default
     record: dict[str, Any] = {
         "machine": machine() | {"device": device_name(args.device)},

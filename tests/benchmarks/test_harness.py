@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from eqtp.benchmarks import timing
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
 from eqtp.benchmarks.harness.ceilings import Ceilings
 from eqtp.benchmarks.harness.counting import contraction_work, flops_per_row, product_work
@@ -319,6 +321,17 @@ def test_counted_contraction_has_the_terms_of_the_kernel() -> None:
     problem = SymmetricContractionProblem.from_irreps("0e+1o+2e+3o", "0e+1o", 3)
     one, two = (contraction_work(problem, "forward", rows=n, num_elements=1) for n in (1, 2))
     assert two.flops - one.flops == 2 * 410
+
+
+def test_a_gpu_has_results_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One machine's devices do not overwrite each other's; a wheel writes where it is called."""
+    monkeypatch.setattr(timing, "device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "benchmarks" / "results")
+    (tmp_path / ".git").touch()
+    assert timing.results_folder("cuda") == tmp_path / "benchmarks" / "results" / "nvidia-h200"
+    assert timing.results_folder().name.endswith("-cores")
+    (tmp_path / ".git").unlink()
+    assert timing.results_folder("cuda") == Path("benchmark-results/nvidia-h200")
 
 
 def test_peak_memory_sees_what_is_freed_again() -> None:
