@@ -15,6 +15,15 @@ __all__ = ["STYLE", "Bar", "Series", "bar_chart", "plane"]
 
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 16, 46
+LABEL = 44
+"""Letters of a bar's label at most."""
+
+LEGEND = 18
+"""Height of a line of the legend."""
+
+NUMBER = 30
+"""Pixels between the numbers of an axis at least."""
+
 NUM_COLOURS = 8
 DASHES = ("none", "7 4", "2 3", "10 3 2 3")
 FILLS = ("1", "0", "0.35", "0.15")
@@ -93,14 +102,15 @@ class _Axis:
             first = math.ceil(self.low)
             return [float(v) for v in range(first, math.floor(self.high) + 1, step)]
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        few = len(exponents) <= 3
         ticks: list[float] = []
-        for factors in ((1, 2, 5) if few else (1,), range(1, 10)):
-            every = (factor * 10.0**e for e in exponents for factor in factors)
-            ticks = [t for t in every if self.low <= t * 1.0001 and t <= self.high * 1.0001]
-            if len(ticks) > 2:
+        for factors in ((1,), (2, 5), (3, 4, 6, 7, 8, 9)):
+            for tick in (factor * 10.0**e for e in exponents for factor in factors):
+                inside = self.low <= tick * 1.0001 and tick <= self.high * 1.0001
+                if inside and all(abs(self(tick) - self(other)) > NUMBER for other in ticks):
+                    ticks.append(tick)
+            if len(ticks) > 3:
                 break
-        return ticks
+        return sorted(ticks)
 
 
 def plane(
@@ -118,7 +128,8 @@ def plane(
     if ceiling is not None:
         ys = [*ys, *(ceiling(x) for x in xs)]
     x = _axis(xs, LEFT, WIDTH - RIGHT, x_log)
-    y = _axis(ys, HEIGHT - BOTTOM, TOP, y_log)
+    height = max(HEIGHT, TOP + LEGEND * (len(series) + 1))
+    y = _axis(ys, height - BOTTOM, TOP, y_log)
     parts = _frame(x, y, x_label, y_label)
     if ceiling is not None:
         steps = [x.low * (x.high / x.low) ** (i / 60) for i in range(61)]
@@ -135,13 +146,14 @@ def plane(
             for place, (_, _, tip) in zip(places, one.points, strict=True)
         ]
     parts += _legend([(one.name, one.colour) for one in series])
-    return _svg(parts, HEIGHT)
+    return _svg(parts, height)
 
 
 def bar_chart(bars: Sequence[Bar], x_label: str, *, baseline: float = 1.0) -> str:
     """Horizontal bars on a logarithmic scale from the baseline, quartiles as whiskers."""
     row, gap = 15, 20
-    left = min(300, 24 + max((len(bar.label) for bar in bars), default=0) * 6)
+    longest = min(LABEL, max((len(bar.label) for bar in bars), default=0))
+    left = 20 + longest * 6.4
     labels = list(dict.fromkeys(bar.label for bar in bars))
     height = TOP + BOTTOM + row * len(bars) + gap * len(labels)
     values = [baseline, *(v for bar in bars for v in (bar.low, bar.high))]
@@ -152,7 +164,7 @@ def bar_chart(bars: Sequence[Bar], x_label: str, *, baseline: float = 1.0) -> st
     for label in labels:
         group = [bar for bar in bars if bar.label == label]
         middle = top + gap / 2 + row * len(group) / 2
-        parts.append(_text(left - 8, middle + 4, _short(label, 46), "end"))
+        parts.append(_text(left - 8, middle + 4, _short(label, LABEL), "end"))
         top += gap / 2
         for bar in group:
             parts.append(_one_bar(bar, x, baseline, top, row))
@@ -189,7 +201,7 @@ def _axis(values: Sequence[float], start: float, stop: float, log: bool) -> _Axi
 
 
 def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> list[str]:
-    parts = _x_grid(x, TOP, HEIGHT - BOTTOM, x_label)
+    parts = _x_grid(x, TOP, y.start, x_label)
     for tick in y.ticks:
         place = y(tick)
         parts.append(
@@ -197,7 +209,7 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> list[str]:
             f'y2="{place:.1f}"/>'
         )
         parts.append(_text(LEFT - 6, place + 4, _number(tick), "end", "soft"))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    middle = (TOP + y.start) / 2
     parts.append(
         f'<text class="soft" text-anchor="middle" transform="translate(14 {middle:.0f}) '
         f'rotate(-90)">{escape(y_label)}</text>'
@@ -220,7 +232,7 @@ def _x_grid(x: _Axis, top: float, bottom: float, label: str) -> list[str]:
 def _legend(names: Sequence[tuple[str, int]]) -> list[str]:
     parts = []
     for row, (name, colour) in enumerate(names):
-        place = (WIDTH - RIGHT + 18, TOP + 8 + 18 * row)
+        place = (WIDTH - RIGHT + 18, TOP + 8 + LEGEND * row)
         parts.append(_marker(colour, place, name))
         parts.append(_text(place[0] + 12, place[1] + 4, _short(name, 26)))
     return parts

@@ -22,7 +22,7 @@ _STYLE = (
 h1 { margin: 0 0 4px; font-size: 26px; } h2 { margin: 40px 0 8px; font-size: 20px; }
 h3 { margin: 0 0 8px; font-size: 14px; font-weight: 600; } p { margin: 4px 0; }
 .soft, figcaption { color: var(--soft); font-size: 13px; } a { color: var(--c0); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(500px, 100%), 1fr));
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr));
   gap: 16px; align-items: start; }
 figure { margin: 0; padding: 14px; background: var(--panel); border-radius: 8px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
@@ -30,7 +30,8 @@ th, td { padding: 3px 10px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 500; } td.t, th.t { text-align: left; }
 td.why { white-space: normal; text-align: left; min-width: 320px; }
-summary { cursor: pointer; margin: 12px 0 6px; } tr.case td { padding-top: 12px; font-weight: 600; }
+summary { cursor: pointer; margin: 12px 0 6px; } tr.case td { padding-top: 12px; font-weight: 600;
+  white-space: normal; } tr.case .soft { font-weight: 400; }
 """
 )
 

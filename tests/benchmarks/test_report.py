@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_more_contestants_than_colours_stay_apart() -> None:
 def test_short_axes_have_numbers() -> None:
     chart = plane([Series("a", 0, [(3, 30, ""), (5, 50, "")])], "x", "y")
     assert {"3", "4", "5", "30", "40", "50"} <= set(re.findall(r">(\d+)</text>", chart))
+
+
+def test_numbers_and_names_do_not_overlap() -> None:
+    """Over any range, and the legend ends within the chart."""
+    for low, high in ((0.04, 1.1), (0.5, 90), (3, 7), (1e-3, 1e6), (900, 1000)):
+        many = [Series(str(n), n, [(low, 1.0, ""), (high, 2.0, "")]) for n in range(24)]
+        chart = plane(many, "x", "y")
+        height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', chart)[0])
+        texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', chart)
+        along = sorted(float(x) for x, _, anchor in texts if anchor == "middle")
+        gaps = [b - a for a, b in pairwise(along)]
+        assert sum(gap < 30 for gap in gaps) <= 2  # the axis's own name stands below
+        assert all(float(y) < height for _, y, _ in texts)
 
 
 def test_cases_of_a_line_have_no_bar_and_the_others_have() -> None:
