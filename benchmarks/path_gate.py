@@ -2,10 +2,11 @@
 
 Second layer of a MACE with hidden irreps up to L = 2 (17 paths), five frames of 3BPA, float32. The
 dense product and those that are left for several kept sets are timed in turn: forward, first and
-second gradient. The kept sets are random ones, as a trained gate's may be any, and the dearest.
-The bar at a share of 50 %: at most 70 % of the flops and of the time.
+second gradient. Kept sets are random ones, as a trained gate's may be any, the dearest, and the one of a
+trained model. The bar at a share of 50 %: at most 70 % of the flops and of the time.
 
     .venv/bin/python -m eqtp.benchmarks.path_gate
+    .venv/bin/python -m eqtp.benchmarks.path_gate --channels 32 --model RUN/model.safetensors
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `eqtp bench path_gate`."""
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--model", type=Path, help="a gated model, trained: its set takes part")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--output", type=Path, default=results_folder() / "path_gate.json")
@@ -39,9 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table and writes the JSON file."""
     if args.worker:
-        write_json(args.worker, measure(args.channels, args.keep, args.repetitions))
+        learned = eqtp.models.load(args.model).hyperparameters["paths"][1] if args.model else None
+        write_json(args.worker, measure(args.channels, args.keep, learned, args.repetitions))
         return 0
-    options = ("--repetitions", args.repetitions, "--channels", args.channels, "--keep", args.keep)
+    options = ["--repetitions", args.repetitions, "--channels", args.channels, "--keep", args.keep]
+    options += ["--model", args.model] if args.model else []
     record = {"machine": machine(), **worker(MODULE, args.threads, *options)}
     write_json(args.output, record)
     print(f"{'kept set':12}{'paths':>7}{'flops':>8}{'product, CPU':>16}{'step, CPU':>16}")
@@ -51,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(channels: int, keep: float, repetitions: int) -> dict[str, Any]:
-    """Shares of the dense model's flops and times, for each kept set."""
+def measure(
+    channels: int, keep: float, learned: Sequence[int] | None, repetitions: int
+) -> dict[str, Any]:
+    """Shares of the dense model's flops and times, for each kept set, a learned one included."""
     from eqtp.benchmarks.threebpa import ThreeBPA, collate
     from eqtp.benchmarks.training_step import five_frames, training_step
     from eqtp.models.blocks.path_gates import gate_paths, prune_paths
@@ -69,7 +75,7 @@ def measure(channels: int, keep: float, repetitions: int) -> dict[str, Any]:
     dense = make()
     problem = dense.interactions[1].conv_tp.problem
     models: dict[str, Any] = {"dense": dense}
-    for name, scores in _scores(problem).items():
+    for name, scores in _scores(problem, learned).items():
         model = make()
         *_, gate = gate_paths(model, keep)
         with torch.no_grad():
@@ -93,13 +99,18 @@ def measure(channels: int, keep: float, repetitions: int) -> dict[str, Any]:
     return {"channels": channels, "keep": keep, "sets": sets, **absolute}
 
 
-def _scores(problem: eqtp.problem.TensorProductProblem) -> dict[str, list[float]]:
-    """Scores of the paths: random ones, and the flops of each."""
+def _scores(
+    problem: eqtp.problem.TensorProductProblem, learned: Sequence[int] | None
+) -> dict[str, list[float]]:
+    """Scores of the paths: random ones, the flops of each, and 1 for those of a learned set."""
     count = len(problem.paths)
     costs = [float(flops_per_row(problem.prune([path]))) for path in range(count)]
     generator = torch.Generator().manual_seed(0)
     drawn = {f"random {k}": torch.rand(count, generator=generator).tolist() for k in range(4)}
-    return {**drawn, "dearest": [cost / max(costs) for cost in costs]}
+    sets = {**drawn, "dearest": [cost / max(costs) for cost in costs]}
+    if learned is not None:
+        sets["learned"] = [float(path in learned) for path in range(count)]
+    return sets
 
 
 def _product(model: Any, data: Any) -> Callable[[], object]:
