@@ -2,8 +2,8 @@
 
 Second layer of a MACE with hidden irreps up to L = 2 (17 paths), five frames of 3BPA, float32. The
 dense product and those that are left for several kept sets are timed in turn: forward, first and
-second gradient. Kept sets are random ones, as a trained gate's may be any, the dearest, and the one of a
-trained model. The bar at a share of 50 %: at most 70 % of the flops and of the time.
+second gradient. Kept sets are random ones, as a trained gate's may be any, the dearest, and that of
+a trained model. The bar at a share of 50 %: at most 70 % of the flops and of the time.
 
     .venv/bin/python -m eqtp.benchmarks.path_gate
     .venv/bin/python -m eqtp.benchmarks.path_gate --channels 32 --model RUN/model.safetensors
