@@ -17,10 +17,9 @@ a receiver whose edges started in an earlier chunk is summed into a row of the c
 the same way (`Graph.sender_sums`): the rows of x1 are narrow, those of the result wide, and walking
 the edges a second time by sender would read a wide row for every edge.
 
-Weights may come as h m, from the hidden features h of a radial network and its last matrix m
-(`radial_forward`): a tile computes those of one path, uses them, and turns their gradients into
-gradients of h and m, all in the cache. The weights of 158,000 edges of a large MACE would take
-1.4 GB.
+Weights may come as h m, from the hidden features h of a radial network and its last matrix m: a
+tile computes those of one path, uses them, and turns their gradients into gradients of h and m, all
+in the cache. The weights of 158,000 edges of a large MACE would take 1.4 GB.
 
 Everything is in "ir_mul" layout; several paths may add to one block of the result.
 """
@@ -28,127 +27,32 @@ Everything is in "ir_mul" layout; several paths may add to one block of the resu
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from eqtp.graph import EdgeOrder, Graph, SenderSums
-from eqtp.kernels.channelwise._cpu_source import Pass
-from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
+from eqtp.kernels.channelwise._cpu_pass import Pass
+from eqtp.kernels.channelwise._cpu_source import source
+from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise.config import CPU_RADIAL_TILE, CPU_TILE
 from eqtp.kernels.codegen import memory
 from eqtp.kernels.codegen.compiler import load_generated
 from eqtp.kernels.codegen.edges import chunk_edges
 from eqtp.problem import TensorProductProblem
 
-__all__ = [
-    "backward",
-    "double_backward",
-    "forward",
-    "radial_backward",
-    "radial_double_backward",
-    "radial_forward",
-]
+__all__ = ["run"]
 
 
-def forward(
-    x: Tensor, y: Tensor, w: Tensor | None, problem: TensorProductProblem, graph: Graph | None
-) -> Tensor:
-    """The messages summed at receivers, or the products of rows."""
-    return _run(problem, graph, {"x": x, "y": y, "w": w}, ["out"])["out"]
-
-
-def backward(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor | None,
+def run(
     problem: TensorProductProblem,
     graph: Graph | None,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of sum(g * forward(x, y, w)) in x, y and w, those that are needed."""
-    wanted = {slot: FIRST_ORDER[slot] for slot, need in zip("xyw", needs, strict=True) if need}
-    results = _run(problem, graph, {"g": g, "x": x, "y": y, "w": w}, wanted.values())
-    grad_x, grad_y, grad_w = (results.get(FIRST_ORDER[slot]) for slot in "xyw")
-    return grad_x, grad_y, grad_w
-
-
-def double_backward(
-    v_x: Tensor | None,
-    v_y: Tensor | None,
-    v_w: Tensor | None,
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor | None,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of sum_a v_a d/da sum(g * forward(x, y, w)) in g, x, y and w."""
-    operands = {"g": g, "x": x, "y": y, "w": w, "vx": v_x, "vy": v_y, "vw": v_w}
-    wanted = {slot: SECOND_ORDER[slot] for slot, need in zip("gxyw", needs, strict=True) if need}
-    results = _run(problem, graph, operands, wanted.values())
-    return tuple(results.get(SECOND_ORDER[slot]) for slot in "gxyw")
-
-
-def radial_forward(
-    x: Tensor, y: Tensor, h: Tensor, m: Tensor, problem: TensorProductProblem, graph: Graph | None
-) -> Tensor:
-    """`forward` with the weights h @ m, h [E, hidden] and m [hidden, weight_numel]."""
-    return _run(problem, graph, {"x": x, "y": y, "h": h, "m": m}, ["out"])["out"]
-
-
-def radial_backward(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    h: Tensor,
-    m: Tensor,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of sum(g * radial_forward(x, y, h, m)) in x, y, h and m."""
-    wanted = {slot: f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need}
-    operands = {"g": g, "x": x, "y": y, "h": h, "m": m}
-    results = _run(problem, graph, operands, wanted.values())
-    return tuple(results.get(f"grad_{slot}") for slot in "xyhm")
-
-
-def radial_double_backward(
-    v_x: Tensor | None,
-    v_y: Tensor | None,
-    v_h: Tensor | None,
-    v_m: Tensor | None,
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    h: Tensor,
-    m: Tensor,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of sum_a v_a d/da sum(g * radial_forward(x, y, h, m)) in g, x, y, h and m."""
-    wanted = {slot: f"grad_{slot}2" for slot, need in zip("gxyhm", needs, strict=True) if need}
-    operands = {"g": g, "x": x, "y": y, "h": h, "m": m}
-    directions = {"vx": v_x, "vy": v_y, "vh": v_h, "vm": v_m}
-    results = _run(problem, graph, operands | directions, wanted.values())
-    return tuple(results.get(f"grad_{slot}2") for slot in "gxyhm")
-
-
-def _run(
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    given: Mapping[str, Tensor | None],
-    wanted: Collection[str],
+    operands: Mapping[str, Tensor],
+    wanted: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Computes the results `wanted` of the operands that are given."""
-    operands = {name: tensor for name, tensor in given.items() if tensor is not None}
+    """Computes results, see `_ops`."""
     y, w, h = operands["y"], operands.get("w"), operands.get("h")
     hidden = 0 if h is None else h.shape[1]
     num_edges = y.shape[0]
@@ -212,7 +116,7 @@ def _sender_sums(graph: Graph | None, num_edges: int, chunk: int | None) -> Send
 @lru_cache(maxsize=1024)
 def _kernel(kernel_pass: Pass) -> Callable[..., None]:
     """The compiled function of a pass."""
-    function = load_generated(repr(kernel_pass), lambda: kernel_pass.source).run
+    function = load_generated(repr(kernel_pass), lambda: source(kernel_pass)).run
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     function.restype = None
     return function

@@ -25,7 +25,7 @@ see `eqtp.kernels.codegen.edges`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from importlib import import_module
@@ -56,7 +56,7 @@ def _kernel(backend: str) -> ModuleType:
 @constant_when_compiled
 def takes_radial(backend: str) -> bool:
     """Whether a backend's kernels take weights as h m."""
-    return backend != "reference" and hasattr(_kernel(backend), "radial_forward")
+    return backend in ("cpu", "triton")
 
 
 @lru_cache(maxsize=1024)
@@ -225,12 +225,8 @@ def _compute(
     problem: str,
     backend: str,
 ) -> Tensor:
-    kernel, graph = _kernel(backend), graph_of(edges, len(x), num_dst, backend)
-    where = TensorProductProblem.of_text(problem), graph
-    slots = _contiguous(x, y, w, m)
-    out: Tensor = (
-        kernel.forward(*slots[:3], *where) if m is None else kernel.radial_forward(*slots, *where)
-    )
+    operands = dict(zip(_names(m), (x, y, w, m), strict=False))
+    (out,) = _evaluate(operands, ["out"], edges, num_dst, problem, backend)
     return out
 
 
@@ -245,15 +241,10 @@ def _compute_backward(
     backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    kernel, graph = _kernel(backend), graph_of(edges, len(x), len(g), backend)
-    where = TensorProductProblem.of_text(problem), graph
-    operands = _contiguous(g, x, y, w, m)
-    grads = (
-        kernel.backward(*operands[:4], *where, tuple(wanted[:3]))
-        if m is None
-        else kernel.radial_backward(*operands, *where, tuple(wanted))
-    )
-    return [grad for grad in grads if grad is not None]
+    names = _names(m)
+    operands = {"g": g, **dict(zip(names, (x, y, w, m), strict=False))}
+    results = [f"grad_{name}" for name, want in zip(names, wanted, strict=False) if want]
+    return _evaluate(operands, results, edges, len(g), problem, backend)
 
 
 def _compute_double_backward(
@@ -271,19 +262,36 @@ def _compute_double_backward(
     backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    kernel, graph = _kernel(backend), graph_of(edges, len(x), len(g), backend)
-    where = TensorProductProblem.of_text(problem), graph
-    v, operands = _contiguous(v_x, v_y, v_w, v_m), _contiguous(g, x, y, w, m)
-    grads = (
-        kernel.double_backward(*v[:3], *operands[:4], *where, tuple(wanted[:4]))
-        if m is None
-        else kernel.radial_double_backward(*v, *operands, *where, tuple(wanted))
-    )
-    return [grad for grad in grads if grad is not None]
+    names = _names(m)
+    operands = {"g": g, **dict(zip(names, (x, y, w, m), strict=False))}
+    directions = zip(names, (v_x, v_y, v_w, v_m), strict=False)
+    operands |= {f"v{name}": direction for name, direction in directions}
+    pairs = zip(("g", *names), wanted, strict=False)
+    results = [f"grad_{name}2" for name, want in pairs if want]
+    return _evaluate(operands, results, edges, len(g), problem, backend)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _names(m: Tensor | None) -> tuple[str, ...]:
+    """Names of the slots; without m there are three."""
+    return ("x", "y", "w") if m is None else ("x", "y", "h", "m")
+
+
+def _evaluate(
+    operands: Mapping[str, Tensor | None],
+    results: Sequence[str],
+    edges: list[Tensor],
+    num_dst: int,
+    problem: str,
+    backend: str,
+) -> list[Tensor]:
+    """Calls a backend's `run` with the operands that are given; it returns the wanted results.
+
+    Names are those of `_program`: operands are slots, g, and directions v before a slot's name.
+    """
+    given = {name: t.contiguous() for name, t in operands.items() if t is not None}
+    graph = graph_of(edges, len(given["x"]), num_dst, backend)
+    found = _kernel(backend).run(TensorProductProblem.of_text(problem), graph, given, results)
+    return [found[name] for name in results]
 
 
 def _fake(

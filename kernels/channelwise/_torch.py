@@ -9,7 +9,7 @@ order of the edges.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._blocks import Block, ScalarBlock, TensorBlock
+from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
 from eqtp.kernels.channelwise.config import chunk_rows
 from eqtp.problem import Path, TensorProductProblem
 from eqtp.so3 import wigner_3j
 
-__all__ = ["backward", "double_backward", "forward"]
+__all__ = ["run"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,34 @@ def _coupling(paths: Sequence[Path], problem: TensorProductProblem) -> Tensor:
     return torch.cat(couplings, 1)
 
 
-def forward(
+def run(
+    problem: TensorProductProblem,
+    graph: Graph | None,
+    operands: Mapping[str, Tensor],
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Computes results, see `_ops`; weights come as w."""
+    x, y, w = operands["x"], operands["y"], operands.get("w")
+    if "out" in wanted:
+        return {"out": _forward(x, y, w, problem, graph)}
+    g, where = operands["g"], (problem, graph)
+    if any(name in wanted for name in SECOND_ORDER.values()):
+        v_x, v_y, v_w = (operands.get(name) for name in ("vx", "vy", "vw"))
+        need_g, need_x, need_y, need_w = (name in wanted for name in SECOND_ORDER.values())
+        needs = need_g, need_x, need_y, need_w
+        second = _double_backward(v_x, v_y, v_w, g, x, y, w, *where, needs)
+        return _present(SECOND_ORDER.values(), second)
+    need_x, need_y, need_w = (name in wanted for name in FIRST_ORDER.values())
+    first = _backward(g, x, y, w, *where, (need_x, need_y, need_w))
+    return _present(FIRST_ORDER.values(), first)
+
+
+def _present(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
+    """What is not None, by name."""
+    return {name: t for name, t in zip(names, tensors, strict=True) if t is not None}
+
+
+def _forward(
     x: Tensor, y: Tensor, w: Tensor | None, problem: TensorProductProblem, graph: Graph | None
 ) -> Tensor:
     """The messages summed at receivers, or the products of rows: [num_dst or rows, dim_out]."""
@@ -120,7 +148,7 @@ def forward(
     return _join_output(outputs, y, plan)
 
 
-def backward(
+def _backward(
     g: Tensor,
     x: Tensor,
     y: Tensor,
@@ -147,7 +175,7 @@ def backward(
     return sums.joined(x)[1:]
 
 
-def double_backward(
+def _double_backward(
     v_x: Tensor | None,
     v_y: Tensor | None,
     v_w: Tensor | None,

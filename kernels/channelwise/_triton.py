@@ -38,40 +38,20 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.kernels.channelwise._program import FIRST_ORDER, LIKE, SECOND_ORDER
-from eqtp.kernels.channelwise._triton_items import Items, items_of
-from eqtp.kernels.channelwise._triton_radial import (
-    radial_backward,
-    radial_double_backward,
-    radial_forward,
-)
-from eqtp.kernels.channelwise._triton_source import (
-    FUNCTION,
-    SUM_PIECES,
-    SUM_PIECES_FUNCTION,
-    End,
-    Kernel,
-)
+from eqtp.kernels.channelwise import _triton_radial
+from eqtp.kernels.channelwise._program import LIKE
+from eqtp.kernels.channelwise._triton_call import Call, Plan
+from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
 from eqtp.kernels.channelwise.config import (
     TRITON_SHARED_PROGRAMS,
     TritonLaunch,
     triton_launch,
 )
 from eqtp.kernels.codegen.groups import balanced
-from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
 from eqtp.problem import TensorProductProblem
 
-__all__ = [
-    "Pass",
-    "backward",
-    "double_backward",
-    "forward",
-    "radial_backward",
-    "radial_double_backward",
-    "radial_forward",
-    "why_unsupported",
-]
+__all__ = ["Pass", "run", "why_unsupported"]
 
 
 def why_unsupported(problem: TensorProductProblem, dtype: torch.dtype) -> str | None:
@@ -81,60 +61,24 @@ def why_unsupported(problem: TensorProductProblem, dtype: torch.dtype) -> str | 
     return None
 
 
-def forward(
-    x: Tensor, y: Tensor, w: Tensor | None, problem: TensorProductProblem, graph: Graph | None
-) -> Tensor:
-    """The messages summed at receivers, or the products of rows: [num_dst or rows, dim_out]."""
-    return _Call(problem, graph, {"x": x, "y": y, "w": w}).run("receiver", ["out"])["out"]
-
-
-def backward(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor | None,
+def run(
     problem: TensorProductProblem,
     graph: Graph | None,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of sum(g * forward(x, y, w)) in x, y and w, those that are needed."""
-    call = _Call(problem, graph, {"x": x, "y": y, "w": w, "g": g})
-    wanted = [FIRST_ORDER[slot] for slot, need in zip("xyw", needs, strict=True) if need]
-    # Without the gradient in x the rows of g, the widest, are better walked node by node.
-    results = call.run("sender" if needs[0] else "receiver", wanted)
-    grad_x, grad_y, grad_w = (results.get(FIRST_ORDER[slot]) for slot in "xyw")
-    return grad_x, grad_y, grad_w
-
-
-def double_backward(
-    v_x: Tensor | None,
-    v_y: Tensor | None,
-    v_w: Tensor | None,
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor | None,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of sum_a v_a d/da sum(g * forward(x, y, w)) in g, x, y and w.
-
-    An absent direction (None) costs nothing.
-    """
-    operands = {"x": x, "y": y, "w": w, "g": g, "vx": v_x, "vy": v_y, "vw": v_w}
+    operands: Mapping[str, Tensor],
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Computes results, see `_ops`."""
+    if "h" in operands:
+        return _triton_radial.run(problem, graph, operands, wanted)
     call = _Call(problem, graph, operands)
-    wanted = {slot: SECOND_ORDER[slot] for slot, need in zip("gxyw", needs, strict=True) if need}
-    # The gradient in w shares its products with that in g, the gradient in y with that in x.
-    at_receiver = [wanted[slot] for slot in "gw" if slot in wanted]
-    at_sender = [wanted[slot] for slot in "xy" if slot in wanted]
-    if "g" in wanted and "x" in wanted:
-        results = call.run("receiver", at_receiver) | call.run("sender", at_sender)
-    else:
-        end: End = "sender" if "x" in wanted else "receiver"
-        results = call.run(end, [*at_receiver, *at_sender])
-    grad_g, grad_x, grad_y, grad_w = (results.get(SECOND_ORDER[slot]) for slot in "gxyw")
-    return grad_g, grad_x, grad_y, grad_w
+    if "grad_g2" in wanted and "grad_x2" in wanted:
+        # The gradient in w shares its products with that in g, the gradient in y with that in x.
+        at_receiver = [name for name in wanted if LIKE[name] in "gw"]
+        at_sender = [name for name in wanted if LIKE[name] in "xy"]
+        return call.run("receiver", at_receiver) | call.run("sender", at_sender)
+    # Without the gradient in x the rows of g, the widest, are better walked node by node.
+    is_at_sender = any(LIKE[name] == "x" for name in wanted)
+    return call.run("sender" if is_at_sender else "receiver", wanted)
 
 
 @dataclass(frozen=True)
@@ -165,6 +109,25 @@ class Pass:
     def launch(self) -> TritonLaunch:
         """How the kernels are launched, and what they may hold."""
         return triton_launch(self.arithmetic.itemsize, self.lanes)
+
+    @property
+    def function(self) -> str:
+        """Name of the kernels' function."""
+        return FUNCTION
+
+    @property
+    def edges(self) -> int:
+        """Edges that a program takes at a time."""
+        return 1
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The compiler's options."""
+        warps_and_stages = {
+            "num_warps": self.launch.num_warps,
+            "num_stages": self.launch.num_stages,
+        }
+        return {**warps_and_stages, "enable_fp_fusion": True}
 
     @cached_property
     def slots(self) -> int:
@@ -242,100 +205,27 @@ class Pass:
         )
 
 
-class _Call:
-    """Operands of one call and the passes over them."""
+class _Call(Call):
+    """A call with weights."""
 
-    def __init__(
-        self,
-        problem: TensorProductProblem,
-        graph: Graph | None,
-        operands: Mapping[str, Tensor | None],
-    ) -> None:
-        self.problem = problem
-        self.graph = graph
-        self.operands = {name: t for name, t in operands.items() if t is not None}
-        self.like = self.operands["y"]
-        self.rows = len(self.like)
-        w = self.operands.get("w")
-        self.shared = w is not None and w.shape[0] != self.rows
-
-    def run(self, end: End, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Runs one pass; results that vanish for all operands come as zeros."""
-        if not wanted:
-            return {}
-        plan = _make_pass(
+    def plan(self, end: End, results: tuple[str, ...]) -> Pass:
+        """The pass that computes results."""
+        return _make_pass(
             Pass(
                 problem=self.problem,
                 end=end,
                 operands=tuple(self.operands),
-                results=tuple(wanted),
+                results=results,
                 shared=self.shared,
                 rows=self.graph is None,
                 arithmetic=ARITHMETIC[self.like.dtype],
                 lanes=lanes_of(self.like.device),
             )
         )
-        items = Items.of_rows(self.rows) if self.graph is None else items_of(self.graph, end)
-        programs = items.number
-        if self.shared and any(LIKE[name] == "w" for name in wanted):
-            programs = min(programs, TRITON_SHARED_PROGRAMS)
-        results = {name: self._allocate(name, plan, items, programs) for name in wanted}
-        if programs > 0:
-            with torch.cuda.device_of(self.like):
-                self._launch(plan, items, programs, results)
-        return {name: self._finish(name, t, plan, items) for name, t in results.items()}
 
-    def _launch(
-        self, plan: Pass, items: Items, programs: int, results: Mapping[str, Tensor]
-    ) -> None:
-        launch = plan.launch
-        options: dict[str, Any] = {
-            "num_warps": launch.num_warps,
-            "num_stages": launch.num_stages,
-            "enable_fp_fusion": True,
-        }
-        tensors = {**self.operands, **results, **items.tensors}
-        for kernel in plan.kernels:
-            arguments = [tensors[name] for name in kernel.arguments[:-1]]
-            grid = (programs, -(-kernel.mul // launch.channels))
-            load_function(kernel.source, FUNCTION)[grid](*arguments, items.number, **options)
-        for name, rows in results.items():
-            if items.pointers is not None and self._is_at_node(name, plan.end):
-                dim, block = rows.shape[1], 256
-                grid = (items.num_nodes, -(-dim // block))
-                function = load_function(SUM_PIECES, SUM_PIECES_FUNCTION)
-                function[grid](
-                    *(rows, items.pointers, items.num_nodes, dim),
-                    BLOCK=block,
-                    enable_fp_fusion=True,
-                )
-
-    def _is_at_node(self, name: str, end: End) -> bool:
-        return LIKE[name] == ("g" if end == "receiver" else "x")
-
-    def _allocate(self, name: str, plan: Pass, items: Items, programs: int) -> Tensor:
-        """Memory for a result: zeros where some of it is not written by any kernel."""
-        kind, rows, dtype = LIKE[name], self.rows, plan.arithmetic
-        make = self.like.new_empty if plan.covered[name] and programs > 0 else self.like.new_zeros
-        if kind == "y":
-            return make(rows, plan.slots, self.problem.irreps_in2.dim, dtype=dtype)
-        if kind == "w":
-            if self.shared:
-                return make(programs, self.problem.weight_numel, dtype=dtype)
-            return make(rows, self.problem.weight_numel)
-        irreps = self.problem.irreps_in1 if kind == "x" else self.problem.irreps_out
-        return make(items.number, irreps.dim, dtype=dtype)
-
-    def _finish(self, name: str, result: Tensor, plan: Pass, items: Items) -> Tensor:
-        """Adds what different programs found, and goes back to the operands' dtype."""
-        kind = LIKE[name]
-        if kind == "y":
-            result = result.sum(1) if plan.slots > 1 else result[:, 0]
-        elif kind == "w" and self.shared:
-            result = result.sum(0, keepdim=True)
-        elif kind != "w":
-            result = result[: items.num_nodes]
-        return result.to(self.like.dtype)
+    def max_programs(self, plan: Plan) -> int:
+        """Programs that stride over the items where each keeps a sum of its own."""
+        return TRITON_SHARED_PROGRAMS
 
 
 @lru_cache(maxsize=1024)

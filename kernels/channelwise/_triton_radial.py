@@ -35,83 +35,35 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import LIKE
-from eqtp.kernels.channelwise._triton_items import Items, items_of
+from eqtp.kernels.channelwise._triton_call import Call, Plan
 from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
-from eqtp.kernels.channelwise._triton_source import SUM_PIECES, SUM_PIECES_FUNCTION, End
+from eqtp.kernels.channelwise._triton_source import End
 from eqtp.kernels.channelwise.config import (
     TRITON_RADIAL_PROGRAMS,
     TritonRadialLaunch,
     triton_radial_launch,
 )
-from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["RadialPass", "radial_backward", "radial_double_backward", "radial_forward"]
+__all__ = ["RadialPass", "run"]
 
 
-def radial_forward(
-    x: Tensor, y: Tensor, h: Tensor, m: Tensor, problem: TensorProductProblem, graph: Graph | None
-) -> Tensor:
-    """The product with the weights h @ m, h [E, hidden] and m [hidden, weight_numel]."""
-    call = _Call(problem, graph, {"x": x, "y": y, "h": h, "m": m})
-    return call.run("receiver", ["out"])["out"]
-
-
-def radial_backward(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    h: Tensor,
-    m: Tensor,
+def run(
     problem: TensorProductProblem,
     graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of sum(g * radial_forward(x, y, h, m)) in x, y, h and m."""
-    call = _Call(problem, graph, {"x": x, "y": y, "g": g, "h": h, "m": m})
-    wanted = {slot: f"grad_{slot}" for slot, need in zip("xyhm", needs, strict=True) if need}
-    results = call.run(_end(wanted), _among("xy", wanted))
-    results |= call.run("receiver", _among("hm", wanted))
-    return tuple(results.get(f"grad_{slot}") for slot in "xyhm")
-
-
-def radial_double_backward(
-    v_x: Tensor | None,
-    v_y: Tensor | None,
-    v_h: Tensor | None,
-    v_m: Tensor | None,
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    h: Tensor,
-    m: Tensor,
-    problem: TensorProductProblem,
-    graph: Graph | None,
-    needs: tuple[bool, bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of sum_a v_a d/da sum(g * radial_forward(x, y, h, m)) in g, x, y, h and m."""
-    operands = {"x": x, "y": y, "g": g, "h": h, "m": m}
-    directions = {"vx": v_x, "vy": v_y, "vh": v_h, "vm": v_m}
-    call = _Call(problem, graph, operands | directions)
-    wanted = {slot: f"grad_{slot}2" for slot, need in zip("gxyhm", needs, strict=True) if need}
-    results = call.run("receiver", _among("g", wanted))
-    results |= call.run(_end(wanted), _among("xy", wanted))
-    results |= call.run("receiver", _among("hm", wanted))
-    return tuple(results.get(f"grad_{slot}2") for slot in "gxyhm")
-
-
-def _among(slots: str, wanted: Mapping[str, str]) -> list[str]:
-    """The wanted results of these slots."""
-    return [wanted[slot] for slot in slots if slot in wanted]
-
-
-def _end(wanted: Mapping[str, str]) -> End:
-    """The end to walk from for gradients in x and y.
-
-    Without the gradient in x the rows of g, the widest, are better walked node by node.
-    """
-    return "sender" if "x" in wanted else "receiver"
+    operands: Mapping[str, Tensor],
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Computes results with the weights h m, h [E, hidden] and m [hidden, weight_numel]."""
+    call = _Call(problem, graph, operands)
+    # Without the gradient in x the rows of g, the widest, are better walked node by node.
+    end: End = "sender" if any(LIKE[name] == "x" for name in wanted) else "receiver"
+    passes: tuple[tuple[End, str], ...] = (("receiver", "g"), (end, "xy"), ("receiver", "hm"))
+    results: dict[str, Tensor] = {}
+    for walked, slots in passes:
+        results |= call.run(walked, [name for name in wanted if LIKE[name] in slots])
+    return results
 
 
 @dataclass(frozen=True)
@@ -144,6 +96,16 @@ class RadialPass:
     def launch(self) -> TritonRadialLaunch:
         """How the kernels are launched, and what they may hold."""
         return triton_radial_launch(self.arithmetic.itemsize, self.lanes, self.tf32)
+
+    @property
+    def function(self) -> str:
+        """Name of the kernels' function."""
+        return FUNCTION
+
+    @property
+    def edges(self) -> int:
+        """Edges of a tile."""
+        return self.launch.edges
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -260,32 +222,17 @@ class RadialPass:
         )
 
 
-class _Call:
-    """Operands of one call and the passes over them."""
+class _Call(Call):
+    """A call with weights h m."""
 
-    def __init__(
-        self,
-        problem: TensorProductProblem,
-        graph: Graph | None,
-        operands: Mapping[str, Tensor | None],
-    ) -> None:
-        self.problem = problem
-        self.graph = graph
-        self.operands = {name: t for name, t in operands.items() if t is not None}
-        self.like = self.operands["y"]
-        self.rows = len(self.like)
-        self.hidden = self.operands["h"].shape[1]
-
-    def run(self, end: End, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Runs one pass; results that vanish for all operands come as zeros."""
-        if not wanted:
-            return {}
-        plan = _make_pass(
+    def plan(self, end: End, results: tuple[str, ...]) -> RadialPass:
+        """The pass that computes results."""
+        return _make_pass(
             RadialPass(
                 problem=self.problem,
                 end=end,
                 operands=tuple(self.operands),
-                results=tuple(wanted),
+                results=results,
                 hidden=self.hidden,
                 rows=self.graph is None,
                 arithmetic=ARITHMETIC[self.like.dtype],
@@ -293,66 +240,10 @@ class _Call:
                 tf32=torch.get_float32_matmul_precision() != "highest",
             )
         )
-        items = self._items(plan)
-        programs = items.number
-        if any(LIKE[name] == "m" for name in wanted):
-            programs = min(programs, max(1, TRITON_RADIAL_PROGRAMS // plan.slots))
-        results = {name: self._allocate(name, plan, items, programs) for name in wanted}
-        if programs > 0:
-            with torch.cuda.device_of(self.like):
-                self._launch(plan, items, programs, results)
-        return {name: self._finish(name, t, plan, items) for name, t in results.items()}
 
-    def _items(self, plan: RadialPass) -> Items:
-        if self.graph is None:
-            return Items.of_rows(-(-self.rows // plan.launch.edges))
-        return items_of(self.graph, plan.end)
-
-    def _launch(
-        self, plan: RadialPass, items: Items, programs: int, results: Mapping[str, Tensor]
-    ) -> None:
-        numbers = {"num_items": items.number, "num_rows": self.rows}
-        values = {**self.operands, **results, **items.tensors, **numbers}
-        for kernel in plan.kernels:
-            arguments = [values[name] for name in kernel.arguments]
-            grid = (programs, -(-kernel.mul // kernel.channels))
-            load_function(kernel.source, FUNCTION)[grid](*arguments, **plan.options)
-        at_node = "g" if plan.end == "receiver" else "x"
-        for name in (name for name in results if LIKE[name] == at_node):
-            if items.pointers is not None:
-                rows = results[name]
-                dim, block = rows.shape[1], 256
-                grid = (items.num_nodes, -(-dim // block))
-                function = load_function(SUM_PIECES, SUM_PIECES_FUNCTION)
-                function[grid](
-                    *(rows, items.pointers, items.num_nodes, dim),
-                    BLOCK=block,
-                    enable_fp_fusion=True,
-                )
-
-    def _allocate(self, name: str, plan: RadialPass, items: Items, programs: int) -> Tensor:
-        """Memory for a result: zeros where some of it is not written by any kernel."""
-        problem, kind = self.problem, LIKE[name]
-        shapes = {
-            "x": (self.rows if plan.rows else items.number, problem.irreps_in1.dim),
-            "g": (self.rows if plan.rows else items.number, problem.irreps_out.dim),
-            "y": (self.rows, plan.slots, problem.irreps_in2.dim),
-            "h": (self.rows, plan.slots, self.hidden),
-            "m": (programs, self.hidden, problem.weight_numel),
-        }
-        make = self.like.new_empty if plan.covered[name] and programs > 0 else self.like.new_zeros
-        return make(shapes[kind], dtype=plan.arithmetic)
-
-    def _finish(self, name: str, result: Tensor, plan: RadialPass, items: Items) -> Tensor:
-        """Adds what different programs found, and goes back to the operands' dtype."""
-        kind = LIKE[name]
-        if kind in "yh":
-            result = result.sum(1) if plan.slots > 1 else result[:, 0]
-        elif kind == "m":
-            result = result.sum(0)
-        elif not plan.rows:
-            result = result[: items.num_nodes]
-        return result.to(self.like.dtype)
+    def max_programs(self, plan: Plan) -> int:
+        """Programs that stride over the items where each keeps a sum of its own."""
+        return max(1, TRITON_RADIAL_PROGRAMS // plan.slots)
 
 
 @lru_cache(maxsize=1024)

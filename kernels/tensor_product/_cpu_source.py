@@ -22,64 +22,12 @@ import torch
 
 from eqtp.kernels.codegen import cpp
 from eqtp.kernels.codegen.matrix_product import MATRIX_PRODUCT
+from eqtp.kernels.tensor_product._cpu_pairs import MAKE_PAIRS, PULL_BACK
+from eqtp.kernels.tensor_product._cpu_registers import REGISTERS
 
 __all__ = ["source"]
 
-_BODY = """
-// Rows become lanes: element [r][l] and [l][r] change places.
-template <int S, size_t... L>
-static inline void swap_blocks(vec& a, vec& b, std::index_sequence<L...>) {
-    const vec low = __builtin_shufflevector(a, b, (L & S ? L - S + LANES : L)...);
-    b = __builtin_shufflevector(a, b, (L & S ? L + LANES : L + S)...);
-    a = low;
-}
-template <int S> static inline void transpose(vec* t) {
-    if constexpr (S > 0) {
-#pragma GCC unroll 16
-        for (int r = 0; r < LANES; ++r)
-            if (!(r & S)) swap_blocks<S>(t[r], t[r + S], std::make_index_sequence<LANES>());
-        transpose<S / 2>(t);
-    }
-}
-
-// Sums over the lanes of as many registers as there are lanes, one per lane.
-template <int S> static inline void halve(vec* t) {
-    if constexpr (S > 0) {
-#pragma GCC unroll 8
-        for (int r = 0; r < S; ++r) {
-            swap_blocks<S>(t[r], t[r + S], std::make_index_sequence<LANES>());
-            t[r] += t[r + S];
-        }
-        halve<S / 2>(t);
-    }
-}
-
-// Calls f with blocks of 8, 4, 2 and 1 of [begin, end).
-template <int N, class F> static inline void blocks(int64_t begin, int64_t end, F f) {
-    for (; begin + N <= end; begin += N) f(std::integral_constant<int, N>(), begin);
-    if constexpr (N > 1) blocks<N / 2>(begin, end, f);
-}
-
-// c(i, j) += sum_d a(i, d) b(d, j), all values registers (weights may be numbers).
-template <class A, class B, class C>
-static inline void product(int64_t m, int64_t n, int64_t depth, A a, B b, C c) {
-    blocks<4>(0, m, [&](auto rows, int64_t i0) {
-        blocks<4>(0, n, [&](auto columns, int64_t j0) {
-            constexpr int M = decltype(rows)::value, N = decltype(columns)::value;
-            vec sum[M][N] = {};
-            for (int64_t d = 0; d < depth; ++d)
-#pragma GCC unroll 4
-                for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-                    for (int j = 0; j < N; ++j) sum[i][j] += a(i0 + i, d) * b(d, j0 + j);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-                for (int j = 0; j < N; ++j) c(i0 + i, j0 + j) += sum[i][j];
-        });
-    });
-}
-
+_TYPES_AND_TILES = """\
 enum Slot { X1, X2, WEIGHT, OUT };
 
 struct Path {
@@ -292,48 +240,9 @@ private:
             if (active(p, call.groups[g]) && needs_gradient(call.groups[g])) pull_back(p, g);
     }
 
-    // Z, summed over the group's pairs of operands.
-    void make_pairs(const Path& p, int64_t g) {
-        vec* const z = pairs[g];
-        clear(z, p.num_pairs * p.dim_k);
-        for (int64_t t = call.groups[g].begin; t < call.groups[g].end; ++t) {
-            const Pair& with = call.pairs[t];
-            const vec* const a = operand[p.a_is_x2 ? with.x2 : with.x1] + p.a;
-            const vec* const b = operand[p.a_is_x2 ? with.x1 : with.x2] + p.b;
-            const int32_t* pair = p.pair;
-            for (int64_t v = 0; v < p.num_b; ++v) {
-                couple(p, b + v * p.b_v);
-                blocks<8>(0, p.count[v], [&](auto block, int64_t u) {
-                    constexpr int N = decltype(block)::value;
-                    const vec* from = a + (p.start[v] + u) * p.a_u;
-                    vec* to[N];
-                    for (int s = 0; s < N; ++s) to[s] = z + pair[u + s] * p.dim_k;
-                    for (int64_t k = 0; k < p.dim_k; ++k) {
-                        vec sum[N] = {};
-                        for (int32_t e = p.k_start[k]; e < p.k_start[k + 1]; ++e) {
-                            const vec m = elements[e];
-#pragma GCC unroll 8
-                            for (int s = 0; s < N; ++s)
-                                sum[s] += m * from[p.element_a[e] + s * p.a_u];
-                        }
-#pragma GCC unroll 8
-                        for (int s = 0; s < N; ++s) to[s][k] += sum[s];
-                    }
-                });
-                pair += p.count[v];
-            }
-        }
-    }
+"""
 
-    void couple(const Path& p, const vec* b) {
-        for (int64_t e = 0; e < p.num_elements; ++e) {
-            vec sum = {};
-            for (int32_t t = p.term_start[e]; t < p.term_start[e + 1]; ++t)
-                sum += p.term_c[t] * b[p.term_b[t]];
-            elements[e] = sum;
-        }
-    }
-
+_WEIGHTS = """\
     void run_panel(const Path& p, int64_t q, int64_t num_pairs) {
         const int64_t column = p.weight + q * p.width, length = num_pairs * p.width;
         const bool rows = p.weighted && !call.shared;
@@ -460,67 +369,9 @@ private:
             }
     }
 
-    // Gradients in x1 and x2 from that of Z.
-    void pull_back(const Path& p, int64_t g) {
-        const vec* const dz = gradient[g];
-        for (int64_t t = call.groups[g].begin; t < call.groups[g].end; ++t) {
-            const Pair& with = call.pairs[t];
-            const int64_t grad_a = p.a_is_x2 ? with.grad_x2 : with.grad_x1;
-            const int64_t grad_b = p.a_is_x2 ? with.grad_x1 : with.grad_x2;
-            const vec* const a = operand[p.a_is_x2 ? with.x2 : with.x1] + p.a;
-            const vec* const b = operand[p.a_is_x2 ? with.x1 : with.x2] + p.b;
-            vec* const da = grad_a >= 0 ? result[grad_a] + p.a : nullptr;
-            vec* const db = grad_b >= 0 ? result[grad_b] + p.b : nullptr;
-            const int32_t* pair = p.pair;
-            for (int64_t v = 0; v < p.num_b; ++v) {
-                if (da) couple(p, b + v * p.b_v);
-                if (db) clear(element_gradients, p.num_elements);
-                blocks<8>(0, p.count[v], [&](auto block, int64_t u) {
-                    constexpr int N = decltype(block)::value;
-                    const vec* from[N];
-                    for (int s = 0; s < N; ++s) from[s] = dz + pair[u + s] * p.dim_k;
-                    const int64_t at = (p.start[v] + u) * p.a_u;
-                    if (da) pull_back_a<N>(p, from, da + at);
-                    if (db) pull_back_elements<N>(p, from, a + at);
-                });
-                if (db) uncouple(p, db + v * p.b_v);
-                pair += p.count[v];
-            }
-        }
-    }
+"""
 
-    template <int N> void pull_back_a(const Path& p, const vec* const* from, vec* da) {
-        for (int64_t i = 0; i < p.dim_a; ++i) {
-            vec sum[N] = {};
-            for (int32_t t = p.i_start[i]; t < p.i_start[i + 1]; ++t) {
-                const vec m = elements[p.i_element[t]];
-                const int64_t k = p.element_k[p.i_element[t]];
-#pragma GCC unroll 8
-                for (int s = 0; s < N; ++s) sum[s] += m * from[s][k];
-            }
-#pragma GCC unroll 8
-            for (int s = 0; s < N; ++s) da[p.i_column[i] + s * p.a_u] += sum[s];
-        }
-    }
-
-    template <int N> void pull_back_elements(const Path& p, const vec* const* from, const vec* a) {
-        for (int64_t e = 0; e < p.num_elements; ++e) {
-            vec sum = {};
-            const vec* const row = a + p.element_a[e];
-#pragma GCC unroll 8
-            for (int s = 0; s < N; ++s) sum += row[s * p.a_u] * from[s][p.element_k[e]];
-            element_gradients[e] += sum;
-        }
-    }
-
-    void uncouple(const Path& p, vec* db) {
-        for (int64_t j = 0; j < p.dim_b; ++j) {
-            vec sum = {};
-            for (int32_t t = p.j_start[j]; t < p.j_start[j + 1]; ++t)
-                sum += p.j_c[t] * element_gradients[p.j_element[t]];
-            db[p.j_column[j]] += sum;
-        }
-    }
+_RUN = """\
 };
 
 EXPORT void run(const Call* given) {
@@ -569,4 +420,5 @@ def source(dtype: torch.dtype) -> str:
     """The whole file."""
     headers = "#include <algorithm>\n#include <utility>\n#include <vector>\n"
     export = f"#define EXPORT {cpp.EXPORT}\n"
-    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + _BODY
+    worker = _TYPES_AND_TILES + MAKE_PAIRS + _WEIGHTS + PULL_BACK
+    return headers + cpp.prelude(dtype) + export + MATRIX_PRODUCT + REGISTERS + worker + _RUN

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,18 +147,26 @@ class Example:
     def needs_w(self) -> bool:
         return self.w is not None
 
+    def run(self, names: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
+        given = {
+            **{"x": self.x, "y": self.y, "w": self.w, "g": self.g},
+            **{"vx": self.v_x, "vy": self.v_y, "vw": self.v_w},
+        }
+        operands = {name: t for name in names if (t := given[name]) is not None}
+        return _triton.run(self.problem, self.graph, operands, wanted)
+
     def forward(self) -> Tensor:
-        return _triton.forward(self.x, self.y, self.w, self.problem, self.graph)
+        return self.run("xyw", ["out"])["out"]
 
     def backward(self, needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
-        return _triton.backward(self.g, self.x, self.y, self.w, self.problem, self.graph, needs)
+        names = ("grad_x", "grad_y", "grad_w")
+        found = self.run("gxyw", [name for name, need in zip(names, needs, strict=True) if need])
+        return tuple(map(found.get, names))
 
     def double_backward(self, needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
-        v_x, v_y, v_w, g, x, y, w = (
-            *(self.v_x, self.v_y, self.v_w),
-            *(self.g, self.x, self.y, self.w),
-        )
-        return _triton.double_backward(v_x, v_y, v_w, g, x, y, w, self.problem, self.graph, needs)
+        names = ("grad_g2", "grad_x2", "grad_y2", "grad_w2")
+        wanted = [name for name, need in zip(names, needs, strict=True) if need]
+        return tuple(map(self.run([*"gxyw", "vx", "vy", "vw"], wanted).get, names))
 
     def all(self) -> list[Tensor | None]:
         """Value, gradients in x, y, w and second gradients in g, x, y, w."""

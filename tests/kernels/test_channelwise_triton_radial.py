@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -138,16 +139,26 @@ class Example:
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.x, self.y, self.h, self.m
 
+    def run(self, names: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
+        given = {
+            **{"x": self.x, "y": self.y, "h": self.h, "m": self.m, "g": self.g},
+            **{"vx": self.v_x, "vy": self.v_y, "vh": self.v_h, "vm": self.v_m},
+        }
+        operands = {name: t for name in names if (t := given[name]) is not None}
+        return _triton.run(self.problem, self.graph, operands, wanted)
+
     def forward(self) -> Tensor:
-        return _triton.radial_forward(*self.operands, self.problem, self.graph)
+        return self.run("xyhm", ["out"])["out"]
 
     def backward(self, needs: tuple[bool, bool, bool, bool]) -> list[Tensor | None]:
-        where = self.problem, self.graph
-        return list(_triton.radial_backward(self.g, *self.operands, *where, needs))
+        names = ("grad_x", "grad_y", "grad_h", "grad_m")
+        found = self.run("gxyhm", [name for name, need in zip(names, needs, strict=True) if need])
+        return [*map(found.get, names)]
 
     def double_backward(self, needs: tuple[bool, bool, bool, bool, bool]) -> list[Tensor | None]:
-        v, where = (self.v_x, self.v_y, self.v_h, self.v_m), (self.problem, self.graph)
-        return list(_triton.radial_double_backward(*v, self.g, *self.operands, *where, needs))
+        names = ("grad_g2", "grad_x2", "grad_y2", "grad_h2", "grad_m2")
+        wanted = [name for name, need in zip(names, needs, strict=True) if need]
+        return [*map(self.run([*"gxyhm", "vx", "vy", "vh", "vm"], wanted).get, names)]
 
     def all(self) -> list[Tensor | None]:
         """Value, gradients in x, y, h, m and second gradients in g, x, y, h, m."""

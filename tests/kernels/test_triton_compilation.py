@@ -73,7 +73,8 @@ def test_another_number_of_edges_is_not_compiled_again(
         y = torch.randn(num_edges, product.irreps_in2.dim)
         w = torch.randn(num_edges, product.weight_numel)
         launches.clear()
-        _triton.forward(x.float(), y.float(), w.float(), product, graph)
+        operands = {"x": x.float(), "y": y.float(), "w": w.float()}
+        _triton.run(product, graph, operands, ["out"])
         (kernel, grid), *sums = launches
         assert grid == (num_nodes + num_edges // 16, 4)
         assert len(sums) == (1 if num_edges >= 16 else 0)
@@ -87,7 +88,8 @@ def test_one_warp_sums_without_shared_memory(
 ) -> None:
     product = problem("mace-medium")
     g, x, y, w = (torch.randn(3, n, dtype=torch.float32) for n in (3328, 512, 16, 1024))
-    _triton.backward(g, x, y, w, product, None, (True, True, True))
+    operands = {"g": g, "x": x, "y": y, "w": w}
+    _triton.run(product, None, operands, ["grad_x", "grad_y", "grad_w"])
     for kernel, _ in launches:
         assert "bar.sync" not in kernel.asm["ptx"]
         assert "shfl.sync.bfly" in kernel.asm["ptx"]
