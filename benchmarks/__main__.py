@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eqtp.benchmarks.harness import advise, compare, findings
 from eqtp.benchmarks.harness.run import FAMILIES, run_families
@@ -38,8 +38,12 @@ COMMANDS = {
     "compare": "two runs: what became slower, with its uncertainty",
     "findings": "a run of `products`: the statements of The Price of Freedom, measured",
 }
-ANALYSES = {"compare": compare, "findings": findings}
-"""Commands that read the files of runs."""
+Analysis = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
+ANALYSES: dict[str, Analysis] = {
+    "compare": (compare.add_arguments, compare.run),
+    "findings": (findings.add_arguments, findings.run),
+}
+"""Commands that read the files of runs: their options, and what runs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
         return status
     parser = argparse.ArgumentParser(prog=f"eqtp bench {args.name}")
     if args.name in ANALYSES:
-        analysis = ANALYSES[args.name]
-        analysis.add_arguments(parser)
-        return analysis.run(parser.parse_args(args.options))
+        add_options, analyse = ANALYSES[args.name]
+        add_options(parser)
+        return analyse(parser.parse_args(args.options))
     add_family_arguments(parser)
     families = list(FAMILIES) if args.name == "all" else [args.name]
     return run_families(families, parser.parse_args(args.options, args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -197,12 +198,17 @@ def _rooflines(
             series,
             "counted flops per byte that must be moved",
             "counted GFLOP per second",
-            ceiling=lambda x, peak=peak, bandwidth=bandwidth: min(peak, x * bandwidth) / 1e9,
+            ceiling=partial(_ceiling, peak, bandwidth),
         )
         note = f"ceiling: {bandwidth / 1e9:.1f} GB/s and {peak / 1e9:.0f} GFLOP/s, {limits['how']}"
         title = f"Roofline, {whose}, {dtype}, {threads} thread(s)"
         figures.append(_figure(title, chart, [escape(note)]))
     return figures
+
+
+def _ceiling(peak: float, bandwidth: float, flops_per_byte: float) -> float:
+    """Most GFLOP per second."""
+    return min(peak, flops_per_byte * bandwidth) / 1e9
 
 
 def _figure(title: str, chart: str, notes: Sequence[str] = ()) -> str:
