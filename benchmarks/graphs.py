@@ -114,7 +114,7 @@ def _water(molecules_per_edge: int) -> Callable[[], Any]:
 def _threebpa() -> Any:
     from eqtp.models.training.datasets import load_named
 
-    return list(load_named("3bpa").train[:5])
+    return list(load_named("3bpa-xtb").train[:5])  # comes with the package
 
 
 def _sparse() -> Any:

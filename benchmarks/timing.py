@@ -41,7 +41,8 @@ class Samples:
 
 def _summary(samples: list[float]) -> dict[str, Any]:
     first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
-    return {"median": median, "quartiles": [first, third], "min": min(samples), "samples": samples}
+    rounded = [float(f"{sample:.5g}") for sample in samples]  # files of 2,000 rows are kept
+    return {"median": median, "quartiles": [first, third], "min": min(samples), "samples": rounded}
 
 
 def alternate(

@@ -190,7 +190,7 @@ def _prepare(
         row |= {
             "paths": contestant.paths,
             "expressivity": contestant.expressivity,
-            "about": contestant.about,
+            "about": contestant.about if task == case.tasks[0] else "",
         }
         return _Ready(call, row, _warm_up(call, options.device))
 

@@ -17,6 +17,7 @@ from eqtp.benchmarks.harness.ceilings import measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
 from eqtp.benchmarks.harness.measure import Options, measure
 from eqtp.benchmarks.harness.providers import versions
+from eqtp.benchmarks.harness.record import write_record
 from eqtp.benchmarks.harness.report import write_report
 from eqtp.benchmarks.harness.table import summary, table
 from eqtp.benchmarks.timing import device_name, machine, results_folder, worker, write_json
@@ -82,7 +83,7 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
             for dtype in args.dtype:
                 _run_one(family, number, dtype, args, record)
                 record["seconds"] = time.perf_counter() - start
-                write_json(output, record)
+                write_record(output, record)
 
     page = output.with_suffix(".html")
     write_report(page, record)

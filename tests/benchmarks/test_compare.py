@@ -11,6 +11,7 @@ import pytest
 
 from eqtp.benchmarks.__main__ import main
 from eqtp.benchmarks.harness.compare import compare, pooled
+from eqtp.benchmarks.harness.record import read_record, write_record
 
 CONTESTANTS = ("eqtp cpu", "eqtp torch", "e3nn", "other")
 THRESHOLD = 1.25
@@ -120,6 +121,15 @@ def test_nothing_in_common_is_an_error() -> None:
         row["threads"] = 2
     with pytest.raises(ValueError, match="in common"):
         compare(record(0), other)
+
+
+def test_files_hold_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    for number in (0, 3):
+        run = {**record(0), "rows": record(0)["rows"][:number], "failed": {"a": "b"}}
+        write_record(path, run)
+        assert read_record(path) == run
+    assert sum('"contestant"' in line for line in path.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"rows": []}'])
