@@ -5,9 +5,10 @@ the same over all contestants of the case (of the whole run where the case has f
 a machine's mood meets them all. It counts where it exceeds the threshold and four times its
 standard error. That has two parts: the error of both medians, from the quartiles within each run,
 and the scatter from run to run, which no quartile shows (where memory lies, what else ran),
-from the median difference of two contestants of a case in all of the comparison: most of them did
-not change. A slow-down that hides in that noise row by row shows in all rows of a contestant in a
-family together: their median change has an error that falls with the square root of their number.
+from the differences between contestants of a case in all of the comparison: most of them did not
+change. A slow-down that hides in that noise row by row, or that is one part of a call, shows in all
+rows of a contestant in a family together: their median change has an error that falls with the
+square root of their number, and counts above the square root of the threshold.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from eqtp.benchmarks.harness.measure import Row
 from eqtp.benchmarks.harness.record import read_record
 
-__all__ = ["Change", "add_arguments", "compare", "pooled", "run"]
+__all__ = ["Change", "add_arguments", "compare", "moved", "run"]
 
 Key = tuple[Any, ...]
 _KEY = ("family", "case", "task", "dtype", "device", "threads", "contestant")
@@ -113,14 +114,19 @@ def pooled(changes: Sequence[Change]) -> list[Change]:
 
 
 def _scatter(cases: Iterable[Sequence[float]]) -> float:
-    """Sigma of the logarithm of a factor, from the differences between those of a case."""
+    """Sigma of the logarithm of a factor, from the differences between those of a case.
+
+    Their lower quartile, not their median: one slow contestant of four is in half of the pairs.
+    """
     differences = [
         abs(math.log(one / other))
         for case in cases
         for one, other in itertools.combinations(case, 2)
     ]
-    normal = math.sqrt(2) * 0.6745  # median size of a difference of two, for sigma = 1
-    return statistics.median(differences) / normal if differences else 0.0
+    if len(differences) < 2:
+        return 0.0
+    normal = math.sqrt(2) * 0.3186  # lower quartile of the size of a difference, for sigma = 1
+    return statistics.quantiles(differences, n=4)[0] / normal
 
 
 def _ratio_change(a: Row, b: Row, clock: str) -> float | None:
@@ -145,13 +151,20 @@ def _error(times: Mapping[str, Any]) -> float:
     return float(1.25 * spread / math.sqrt(len(times["samples"])))
 
 
+def moved(changes: Sequence[Change], threshold: float) -> list[tuple[str, Change]]:
+    """What became slower or faster, with the verdict: contestants in a family, then rows."""
+    judged = [(change.verdict(math.sqrt(threshold)), change) for change in pooled(changes)]
+    judged += [(change.verdict(threshold), change) for change in changes]
+    return [(verdict, change) for verdict, change in judged if verdict]
+
+
 def table(changes: Sequence[Change], threshold: float) -> str:
     """Slower and faster rows with their uncertainty, and how many stayed."""
     lines = []
-    by_size = sorted([*pooled(changes), *changes], key=lambda change: -abs(math.log(change.factor)))
-    for verdict in ("slower", "faster"):
-        for change in by_size:
-            if change.verdict(threshold) == verdict:
+    found = sorted(moved(changes, threshold), key=lambda one: -abs(math.log(one[1].factor)))
+    for wanted in ("slower", "faster"):
+        for verdict, change in found:
+            if verdict == wanted:
                 family, case, task, dtype, _, threads, contestant = change.key
                 error = change.factor * change.error
                 lines.append(
@@ -159,8 +172,8 @@ def table(changes: Sequence[Change], threshold: float) -> str:
                     f"{1e3 * change.seconds[0]:10.3g} -> {1e3 * change.seconds[1]:10.3g} ms   "
                     f"{family} | {case} | {task} | {dtype}, {threads} thread(s)"
                 )
-    moved = sum(bool(change.verdict(threshold)) for change in changes)
-    lines.append(f"{len(changes)} rows in common, {len(changes) - moved} unchanged")
+    unchanged = sum(not change.verdict(threshold) for change in changes)
+    lines.append(f"{len(changes)} rows in common, {unchanged} unchanged")
     ratios = [change.ratio for change in changes if change.ratio is not None]
     if ratios:
         within = sum(abs(math.log(ratio)) < math.log(1.1) for ratio in ratios)
@@ -184,5 +197,4 @@ def run(args: argparse.Namespace) -> int:
     changes = compare(a, b, args.clock)
     print(f"{args.a} ({a['machine']['commit']}) -> {args.b} ({b['machine']['commit']})")
     print(table(changes, args.threshold))
-    every = [*pooled(changes), *changes]
-    return int(any(change.verdict(args.threshold) == "slower" for change in every))
+    return int(any(verdict == "slower" for verdict, _ in moved(changes, args.threshold)))

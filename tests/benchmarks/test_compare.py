@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eqtp.benchmarks.__main__ import main
-from eqtp.benchmarks.harness.compare import compare, pooled
+from eqtp.benchmarks.harness.compare import compare, moved
 from eqtp.benchmarks.harness.record import read_record, write_record
 
 CONTESTANTS = ("eqtp cpu", "eqtp torch", "e3nn", "other")
@@ -100,19 +100,20 @@ def test_scatter_from_run_to_run_is_no_regression() -> None:
         assert len(verdicts(record(0), b)) == found
 
 
-def test_a_slow_kernel_shows_in_all_its_rows_together() -> None:
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, None), (1.35, "slower"), (1.5, "slower"), (0.7, "faster")]
+)
+def test_a_slow_kernel_shows_in_all_its_rows_together(factor: float, verdict: str | None) -> None:
     """Where each row for itself is within the noise; and noise alone does not."""
-    for factor, verdict in ((1.0, ""), (1.5, "slower"), (1 / 1.5, "faster")):
-        moods = random.Random(5)
-        b = record(1)
-        for row in b["rows"]:
-            if row["status"] == "measured":
-                own = factor if row["contestant"] == "other" else 1.0
-                row["wall"]["median"] *= own * moods.gauss(1, 0.12)
-        changes = compare(record(0), b)
-        assert sum(change.verdict(THRESHOLD) != "" for change in changes) <= 3
-        together = {change.key[-1]: change.verdict(THRESHOLD) for change in pooled(changes)}
-        assert together == {**dict.fromkeys(CONTESTANTS, ""), "other": verdict}
+    moods, b = random.Random(5), record(1)
+    for row in b["rows"]:
+        if row["status"] == "measured":
+            own = factor if row["contestant"] == "other" else 1.0
+            row["wall"]["median"] *= own * moods.gauss(1, 0.12)
+    found = moved(compare(record(0), b), THRESHOLD)
+    together = {change.key[-1]: one for one, change in found if change.key[2] == "all tasks"}
+    assert together == ({} if verdict is None else {"other": verdict})
+    assert len(found) - len(together) <= 5  # of 120
 
 
 def test_nothing_in_common_is_an_error() -> None:
