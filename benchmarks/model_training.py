@@ -30,6 +30,7 @@ import torch
 from eqtp.benchmarks.threebpa import ThreeBPA
 from eqtp.benchmarks.timing import results_folder, write_json
 from eqtp.benchmarks.training_run import Budget, Recipe, plot, table, train
+from eqtp.models import save
 from eqtp.models.registry import model_class
 
 
@@ -61,7 +62,14 @@ CONTESTANTS = {
 
 
 def train_one(name: str, budget: Budget, output: Path, lr: float | None = None) -> None:
-    """Trains one contestant in this process, with another learning rate than its own if given."""
+    """Trains one contestant in this process and saves it.
+
+    Args:
+        name: Which.
+        budget: How long.
+        output: Folder of the record and of the model with averaged weights, `name`.safetensors.
+        lr: Learning rate instead of its own.
+    """
     contestant = CONTESTANTS[name]
     recipe = dataclasses.replace(contestant.recipe, lr=lr or contestant.recipe.lr)
     kind = model_class(contestant.model)
@@ -72,7 +80,9 @@ def train_one(name: str, budget: Budget, output: Path, lr: float | None = None) 
     hyperparameters = statistics | contestant.hyperparameters
     model = kind(**hyperparameters).float()
     about = {"model": contestant.model, "hyperparameters": hyperparameters}
-    train(name, model, data, recipe, budget, output, about)
+    run = train(name, model, data, recipe, budget, output, about)
+    with run.averaged() as averaged:
+        save(averaged, output / f"{name}.safetensors")
 
 
 def report(names: Sequence[str], output: Path, result: str) -> str:

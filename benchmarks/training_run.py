@@ -188,8 +188,8 @@ def train(
     budget: Budget,
     output: Path,
     about: Mapping[str, Any],
-) -> None:
-    """Trains a model; writes `name`.json after every evaluation and `name`.pt at the end.
+) -> Run:
+    """Trains a model; writes `name`.json after every evaluation. Returns the run at its end.
 
     Args:
         name: Name of the run.
@@ -231,8 +231,8 @@ def train(
         print(f"{name} {run.cpu:6.0f} s {run.steps:6} steps, force RMSE: {rmse}", flush=True)
     with run.averaged() as averaged:
         record["final"] = {test: errors(averaged, frames) for test, frames in data.tests.items()}
-        torch.save(averaged.state_dict(), output / f"{name}.pt")
     write_json(path, record)
+    return run
 
 
 def _spread(frames: Sequence[Structure]) -> list[Structure]:
