@@ -10,9 +10,26 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from potential_checks import (
+    assert_close,
+    check_atom_alone,
+    check_differentiable,
+    check_forces,
+    check_mirror_images_differ,
+    check_pair_at_the_cutoff,
+    check_parameter_gradients,
+    check_permutation_and_batch,
+    check_rotation,
+    check_stress,
+    check_stress_turns_with_the_crystal,
+    check_supercell,
+    crystal,
+    ethanol,
+    run,
+)
 from torch import Tensor
 
 from eqtp.cli import main
@@ -22,11 +39,8 @@ from eqtp.models import ESCN, load, save
 from eqtp.models.blocks.edge_convolution import EdgeConvolution
 from eqtp.models.escn import Edges
 from eqtp.models.training.data import from_ase
-from eqtp.so3 import rand_matrix
 
 TOLERANCES = {
-    "symmetry": 1e-10,  # relative; sums of a few thousand terms in float64
-    "difference": 1e-6,  # of central differences with steps of 1e-4, in eV/Å
     "cutoff": 1e-7,  # 1e-4 Å inside of the cutoff the slope of the envelope is 2e-8 / Å
     "float32": 1e-5,  # eV/Å of forces of about 1 eV/Å
 }
@@ -64,82 +78,33 @@ def make(**changes: Any) -> ESCN:
     return model
 
 
-def ethanol() -> Atoms:
-    atoms: Atoms = molecule("CH3CH2OH")
-    atoms.rattle(0.05, seed=3)  # no mirror plane
-    return atoms
-
-
-def crystal() -> Atoms:
-    atoms: Atoms = bulk("C", "diamond", a=3.6).repeat((2, 1, 1))
-    atoms.rattle(0.1, seed=1)
-    return atoms
-
-
 def along_y() -> Atoms:
     """Edges exactly along both directions of the polar axis, and some almost."""
     places = [[0, 0, 0], [0, 1.2, 0], [0, -1.1, 0], [1e-9, 2.4, 0], [1.0, 0.3, 0.2], [0, 1e-4, 1.5]]
     return Atoms("COCHHO", places)
 
 
-def run(model: ESCN, atoms: Any, **options: bool) -> dict[str, Tensor]:
-    output: dict[str, Tensor] = model(from_ase(atoms, model.r_max, dtype=torch.float64), **options)
-    return output
-
-
-def assert_close(a: Tensor, b: Tensor) -> None:
-    scale = float(b.detach().abs().max())
-    torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCES["symmetry"] * scale)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("improper", [False, True])
 def test_rotation_and_inversion(variant: str, improper: bool) -> None:
-    model, atoms = make(**VARIANTS[variant]), ethanol()
-    rotation = rand_matrix() * (-1 if improper else 1)
-    turned = atoms.copy()
-    turned.positions = atoms.positions @ rotation.numpy().T
-    before, after = run(model, atoms), run(model, turned)
-    assert float(before["forces"].abs().max()) > 1e-2
+    model = make(**VARIANTS[variant])
     if improper and variant == "SO(3)":  # which learns what a mirror image is
-        assert float((after["node_energy"] - before["node_energy"]).abs().max()) > 1e-4
+        check_mirror_images_differ(model, ethanol(), least=1e-4, key="node_energy")
         return
-    assert_close(after["node_energy"], before["node_energy"])
-    assert_close(after["forces"], before["forces"] @ rotation.T)
+    check_rotation(model, ethanol(), improper, least_force=1e-2)
 
 
 def test_edges_along_the_polar_axis() -> None:
     """Energy and forces are those of the turned molecule, whose edges are anywhere."""
-    model, atoms = make(lmax=3, m_max=2), along_y()
-    rotation = rand_matrix()
-    turned = atoms.copy()
-    turned.positions = atoms.positions @ rotation.numpy().T
-    before, after = run(model, atoms), run(model, turned)
-    assert_close(after["energy"], before["energy"])
-    assert_close(after["forces"], before["forces"] @ rotation.T)
+    check_rotation(make(lmax=3, m_max=2), along_y())
 
 
 def test_stress_turns_with_the_crystal() -> None:
-    model, atoms = make(), crystal()
-    rotation = rand_matrix()
-    turned = atoms.copy()
-    turned.set_cell(atoms.cell.array @ rotation.numpy().T)
-    turned.positions = atoms.positions @ rotation.numpy().T
-    before = run(model, atoms, compute_stress=True)["stress"]
-    after = run(model, turned, compute_stress=True)["stress"]
-    assert_close(after, rotation @ before @ rotation.T)
+    check_stress_turns_with_the_crystal(make())
 
 
 def test_permutation_and_batch() -> None:
-    model, atoms, other = make(), ethanol(), crystal()
-    order = torch.randperm(len(atoms))
-    shuffled = run(model, atoms[order.tolist()])
-    single, single_other = run(model, atoms), run(model, other)
-    assert_close(shuffled["forces"], single["forces"][order])
-    both = run(model, [atoms, Atoms("H"), other])
-    alone = run(model, Atoms("H"))
-    for key in ("energy", "forces"):
-        assert_close(both[key], torch.cat([single[key], alone[key], single_other[key]]))
+    check_permutation_and_batch(make())
 
 
 def test_edges_in_any_order() -> None:
@@ -152,52 +117,21 @@ def test_edges_in_any_order() -> None:
 
 
 def test_supercell_has_the_energy_of_its_cells() -> None:
-    model, atoms = make(), crystal()
-    one = run(model, atoms, compute_stress=True)
-    four = run(model, atoms.repeat((1, 2, 2)), compute_stress=True)
-    assert_close(four["energy"], 4 * one["energy"])
-    assert_close(four["stress"], one["stress"])
+    check_supercell(make())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("structure", [ethanol, crystal, along_y])
 def test_forces_are_differences_of_the_energy(structure: Callable[[], Atoms], variant: str) -> None:
-    model, atoms = make(**VARIANTS[variant]), structure()
-    forces = run(model, atoms)["forces"]
-    step = 1e-4
-    for atom, axis in ((0, 0), (1, 2), (3, 1)):
-        energies = []
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.positions[atom, axis] += sign * step
-            energies.append(float(run(model, moved, compute_forces=False)["energy"].detach()))
-        difference = -(energies[0] - energies[1]) / (2 * step)
-        assert abs(float(forces[atom, axis]) - difference) < TOLERANCES["difference"]
+    check_forces(make(**VARIANTS[variant]), structure())
 
 
 def test_stress_is_a_difference_of_the_energy() -> None:
-    model, atoms = make(), crystal()
-    stress = run(model, atoms, compute_stress=True)["stress"][0]
-    step = 1e-4
-    for i, j in ((0, 0), (1, 2)):
-        energies = []
-        for sign in (1, -1):
-            strain = np.eye(3)
-            strain[i, j] += sign * step / 2
-            strain[j, i] += sign * step / 2
-            strained = atoms.copy()
-            strained.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-            energies.append(float(run(model, strained, compute_forces=False)["energy"].detach()))
-        difference = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
-        assert abs(float(stress[i, j]) - difference) < TOLERANCES["difference"]
+    check_stress(make())
 
 
 def test_atom_alone_and_no_edges() -> None:
-    model = make()
-    alone = run(model, Atoms("H"))
-    far = run(model, Atoms("HO", [[0, 0, 0], [0, 0, 50.0]]))
-    assert torch.equal(far["forces"], torch.zeros(2, 3))
-    assert_close(far["node_energy"][:1], alone["node_energy"])
+    check_atom_alone(make())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -219,39 +153,14 @@ def test_energy_and_forces_are_continuous_at_the_cutoff(variant: str) -> None:
     assert float(jump.abs().max()) < TOLERANCES["cutoff"]
     work = float((inside["forces"][-1] @ torch.from_numpy(direction)) * 2e-4)
     assert abs(float(inside["energy"] - outside["energy"]) - work) < TOLERANCES["cutoff"]
-    pair = [run(model, Atoms("HO", [[0, 0, 0], [0, 0, r]])) for r in (2.0, 3.9999, 4.0001)]
-    assert abs(float(pair[0]["energy"] - pair[2]["energy"])) > 1e-4
-    assert abs(float(pair[1]["energy"] - pair[2]["energy"])) < TOLERANCES["cutoff"]
-    assert float(pair[1]["forces"].abs().max()) < TOLERANCES["cutoff"]
+    check_pair_at_the_cutoff(model, 1e-4, TOLERANCES["cutoff"])
+    pair = run(model, Atoms("HO", [[0, 0, 0], [0, 0, model.r_max - 1e-4]]))
+    assert float(pair["forces"].abs().max()) < TOLERANCES["cutoff"]
 
 
 @pytest.mark.parametrize("variant", ["SO(3)", "grid"])
 def test_force_loss_gradient(variant: str) -> None:
-    """The gradient of a force loss in every parameter, against differences of the loss."""
-    model = make(**VARIANTS[variant]).train()
-    data = from_ase(along_y(), model.r_max, dtype=torch.float64)
-    target = torch.randn(len(data.positions), 3)
-
-    def loss() -> Tensor:
-        output = model(data)
-        error: Tensor = (output["forces"] - target).square().sum()
-        error += 0.01 * output["energy"].sum()
-        return error
-
-    loss().backward()
-    step = 1e-5
-    for name, parameter in model.named_parameters():
-        gradient, flat = parameter.grad, parameter.data.view(-1)
-        assert gradient is not None, name
-        index = int(gradient.abs().argmax())
-        values = []
-        for sign in (1, -1):
-            flat[index] += sign * step
-            values.append(float(loss().detach()))
-            flat[index] -= sign * step
-        difference = (values[0] - values[1]) / (2 * step)
-        value = float(gradient.view(-1)[index])
-        assert abs(difference - value) < 1e-5 * max(abs(value), 1.0), name
+    check_parameter_gradients(make(**VARIANTS[variant]), along_y())
 
 
 @pytest.mark.parametrize("parity", [False, True])
@@ -353,9 +262,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_derivatives_can_be_differentiated_only_in_training(training: bool) -> None:
-    output = run(make().train(training), ethanol())
-    assert output["forces"].requires_grad == training
-    assert output["energy"].requires_grad == training
+    check_differentiable(make(), training)
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
-from torch import Tensor, nn
+from potential_checks import (
+    assert_close,
+    check_forces,
+    check_mirror_images_differ,
+    check_permutation_and_batch,
+    check_rotation,
+    check_stress,
+    check_stress_turns_with_the_crystal,
+    check_supercell,
+    crystal,
+    ethanol,
+    run,
+)
 
 from eqtp.benchmarks.tensornet_plain import PlainTensorNet
 from eqtp.cli import main
 from eqtp.models import TensorNet, load, save
 from eqtp.models.blocks.matrix_linear import MatrixLinear
 from eqtp.models.calculator import Calculator
-from eqtp.models.training.data import from_ase
-from eqtp.so3 import convert, rand_matrix
+from eqtp.so3 import convert
 
 TOLERANCES = {
     "definition": 1e-10,  # relative, the bar; 3e-15 measured
-    "symmetry": 1e-10,  # relative; sums of a few thousand terms in float64
-    "difference": 1e-6,  # of central differences with steps of 1e-4, in eV/Å
     "cutoff": 1e-9,  # eV/Å: forces of an atom 1e-6 Å inside the cutoff vanish with its square
 }
 SETTINGS: dict[str, Any] = {
@@ -50,36 +58,6 @@ def make(**changes: Any) -> TensorNet:
     return model
 
 
-def ethanol() -> Atoms:
-    atoms: Atoms = molecule("CH3CH2OH")
-    atoms.rattle(0.05, seed=3)  # no mirror plane
-    return atoms
-
-
-def crystal() -> Atoms:
-    atoms: Atoms = bulk("C", "diamond", a=3.6).repeat((2, 1, 1))
-    atoms.rattle(0.1, seed=1)
-    return atoms
-
-
-def run(
-    model: nn.Module,
-    atoms: Atoms | Sequence[Atoms],
-    charge: Sequence[float] | None = None,
-    **options: bool,
-) -> dict[str, Tensor]:
-    data = from_ase(atoms, 4.0, dtype=torch.float64)
-    if charge is not None:
-        data.total_charge = torch.tensor(charge)
-    output: dict[str, Tensor] = model(data, **options)
-    return output
-
-
-def assert_close(a: Tensor, b: Tensor, kind: str = "symmetry") -> None:
-    scale = float(b.detach().abs().max())
-    torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCES[kind] * scale)
-
-
 @pytest.mark.parametrize("group", ["O(3)", "SO(3)"])
 @pytest.mark.parametrize("charge", [None, (1.0, -2.0)])
 def test_published_equations(group: str, charge: tuple[float, float] | None) -> None:
@@ -95,56 +73,34 @@ def test_published_equations(group: str, charge: tuple[float, float] | None) -> 
         found.append([output["node_energy"], output["forces"], *gradients])
     for ours, expected in zip(*found, strict=True):
         assert float(expected.detach().abs().max()) > 1e-6
-        assert_close(ours, expected, "definition")
+        assert_close(ours, expected, TOLERANCES["definition"])
 
 
 @pytest.mark.parametrize("group", ["O(3)", "SO(3)"])
 @pytest.mark.parametrize("improper", [False, True])
 def test_rotation_and_inversion(group: str, improper: bool) -> None:
-    model, atoms = make(group=group), ethanol()
-    rotation = rand_matrix() * (-1 if improper else 1)
-    turned = atoms.copy()
-    turned.positions = atoms.positions @ rotation.numpy().T
-    before, after = run(model, atoms), run(model, turned)
-    assert float(before["forces"].abs().max()) > 1e-4
+    model = make(group=group)
     if improper and group == "SO(3)":
-        difference = (after["energy"] - before["energy"]).abs()
-        assert float(difference) > 1e-9  # it tells mirror images apart
+        check_mirror_images_differ(model, ethanol(), least=1e-9, key="energy")
         return
-    assert_close(after["node_energy"], before["node_energy"])
-    assert_close(after["forces"], before["forces"] @ rotation.T)
+    check_rotation(model, ethanol(), improper, least_force=1e-4)
 
 
 def test_stress_turns_with_the_crystal() -> None:
-    model, atoms = make(), crystal()
-    rotation = rand_matrix()
-    turned = atoms.copy()
-    turned.set_cell(atoms.cell.array @ rotation.numpy().T)
-    turned.positions = atoms.positions @ rotation.numpy().T
-    before = run(model, atoms, compute_stress=True)["stress"]
-    after = run(model, turned, compute_stress=True)["stress"]
-    assert_close(after, rotation @ before @ rotation.T)
+    check_stress_turns_with_the_crystal(make())
+
+
+def test_permutation_and_batch() -> None:
+    check_permutation_and_batch(make())
 
 
 def test_supercell_has_the_energy_of_its_cells() -> None:
-    model, atoms = make(), crystal()
-    one, four = run(model, atoms), run(model, atoms.repeat((1, 2, 2)))
-    assert_close(four["energy"], 4 * one["energy"])
+    check_supercell(make())
 
 
 @pytest.mark.parametrize("structure", [ethanol, crystal])
 def test_forces_are_differences_of_the_energy(structure: Callable[[], Atoms]) -> None:
-    model, atoms = make(), structure()
-    forces = run(model, atoms, (1.0,))["forces"]
-    step = 1e-4
-    for atom, axis in ((0, 0), (1, 2), (3, 1)):
-        energies = []
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.positions[atom, axis] += sign * step
-            energies.append(float(run(model, moved, (1.0,))["energy"].detach()))
-        difference = -(energies[0] - energies[1]) / (2 * step)
-        assert abs(float(forces[atom, axis]) - difference) < TOLERANCES["difference"]
+    check_forces(make(), structure(), charge=(1.0,))
 
 
 def test_energy_and_forces_are_continuous_at_the_cutoff() -> None:
@@ -155,6 +111,10 @@ def test_energy_and_forces_are_continuous_at_the_cutoff() -> None:
     near = run(model, Atoms("CH", [[0, 0, 0], [0, 4.0 - 1e-3, 0]]))
     assert float(near["forces"].abs().max()) < 1e-2
     assert float(inside["forces"].abs().max()) < 1e-3 * float(near["forces"].abs().max()) * 2
+
+
+def test_stress_is_a_difference_of_the_energy() -> None:
+    check_stress(make())
 
 
 def test_an_atom_alone_has_an_energy_and_no_force() -> None:
