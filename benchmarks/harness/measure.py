@@ -61,6 +61,7 @@ class Options:
         min_rounds: Rounds at least, however long they take; 2 or more.
         max_rounds: Rounds at most.
         most_seconds: Contestants whose calls take longer are left out, with the reason.
+        clock: "wall" or "cpu": of which the roofline and the times per number are.
         only: Parts of names of contestants; the others are left out. Empty: all.
     """
 
@@ -70,6 +71,7 @@ class Options:
     min_rounds: int = 5
     max_rounds: int = 30
     most_seconds: float = 10.0
+    clock: str = "wall"
     only: Sequence[str] = ()
 
 
@@ -320,7 +322,7 @@ def _ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
 
 def _derive(case: Case, task: str, row: Row, options: Options, ceilings: Ceilings | None) -> None:
     """What follows from the median and the problem."""
-    median = row["wall"]["median"]
+    median = row[options.clock]["median"]
     row["seconds_per_output"] = median / row["outputs"]
     if row["expressivity"]:
         row["seconds_per_dimension"] = median / row["expressivity"]

@@ -107,6 +107,7 @@ def _run_one(
 ) -> None:
     """Adds what a process of its own measures to the record, and prints its table."""
     options: list[object] = ["--family", family, "--dtype", dtype, "--device", args.device]
+    options += ["--clock", args.clock]
     for name in ("quick", "compiled"):
         options += [f"--{name}"] * getattr(args, name)
     if threads > 1 and not args.threads and args.device == "cpu":
@@ -144,6 +145,7 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
         min_rounds=5,
         max_rounds=10 if args.quick else 30,
         most_seconds=2.0 if args.quick else 10.0,
+        clock=args.clock,
         only=args.only,
     )
     cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]

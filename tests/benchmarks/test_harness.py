@@ -73,6 +73,16 @@ def test_right_contestants_are_measured() -> None:
     assert row["seconds_per_output"] == row["wall"]["median"] / 360
 
 
+def test_times_per_number_are_of_the_clock_that_was_asked_for() -> None:
+    def waiting(tensors: Mapping[str, Tensor], place: Any) -> Tensor:
+        time.sleep(0.005)
+        return outer(tensors, place)
+
+    row = rows_of(case_of(waiting), replace(FAST, clock="cpu"))[1]
+    assert row["seconds_per_output"] == row["cpu"]["median"] / 360
+    assert row["cpu"]["median"] < row["wall"]["median"] / 2
+
+
 def test_empty_product_is_refused() -> None:
     """Price of Freedom times products of odd l whose output is empty by parity."""
 
