@@ -172,7 +172,10 @@ class _Writer:
                 gradients[weight.indices].append(product)
             if terms:
                 statements.append(_s(_v("out", i), terms))
+        linear = self.problem.correlation == 1
         for i, harmonic in enumerate(self.harmonics_in):
+            if linear and harmonic not in self.harmonics_out:
+                continue  # the result does not depend on it
             bar = _v("bar_f", harmonic)
             statements.append(_s(_v("grad_x", i), [_p(_v("weight", self.u[i]), bar)]))
             gradients[self.u[i],].append(_p(bar, _v("x", i)))

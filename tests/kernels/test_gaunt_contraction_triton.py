@@ -40,6 +40,7 @@ TOLERANCES = {
 PROBLEMS = {
     "cubic": ("3x0e+3x1o", "3x0e+3x1o", 3),
     "linear": ("3x0e+3x1o", "3x1o+3x0e", 1),
+    "linear_in_one_degree": ("3x0e+3x1o+3x2e", "3x1o", 1),
     "quadratic_in_blocks_of_channels": ("33x1o+33x0e+33x1o", "33x1o", 2),
     "vanishing": ("2x1o", "2x1o+2x0e+2x5o", 3),
     "full_block": ("32x0e+32x1o", "32x0e", 2),
