@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
-__all__ = ["constant_when_compiled"]
+__all__ = ["constant_property", "constant_when_compiled"]
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -20,3 +21,34 @@ def constant_when_compiled(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+class constant_property(Generic[T]):
+    """A property of plain data that is computed once, and by the compiler taken as a constant.
+
+    In place of `functools.cached_property`, which the compiler cannot follow: it takes a lock
+    before Python 3.12, and a program that first found it empty would not fit the filled one.
+    """
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+        self._name = function.__name__
+        self.__doc__ = function.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    @constant_when_compiled
+    def __get__(self, instance: object | None, owner: type | None = None) -> Self | T:
+        if instance is None:
+            return self
+        values = instance.__dict__
+        if self._name not in values:
+            values[self._name] = self._function(instance)
+        value: T = values[self._name]
+        return value
+
+    def __set__(self, instance: object, value: T) -> NoReturn:
+        # With it Python, and so the compiler, asks `__get__` and not the object's __dict__.
+        raise AttributeError(f"{self._name} is computed and cannot be set")

@@ -79,6 +79,7 @@ class Gate(nn.Module):
         self._gate_columns = _block_columns(gates, starts[1])
         self._gated_blocks, gated_out = _gated_blocks(gated, gates_out, starts[2], self.irreps_in)
         self.irreps_out = scalars_out + gated_out
+        self._dims: tuple[int, int] = self.irreps_in.dim, self.irreps_out.dim
         self._starts, self._sizes = _partition(
             [(c.start, c.stop - c.start) for c in self._scalar_columns + self._gate_columns]
             + [(block.start, block.dim * block.block_mul) for block in self._gated_blocks]
@@ -90,9 +91,10 @@ class Gate(nn.Module):
         Raises:
             ValueError: x has not `irreps_in.dim` columns.
         """
-        if x.shape[-1:] != (self.irreps_in.dim,):
+        dim_in, dim_out = self._dims
+        if x.shape[-1:] != (dim_in,):
             raise ValueError(
-                f"x must have {self.irreps_in.dim} columns (irreps_in='{self.irreps_in}'), "
+                f"x must have {dim_in} columns (irreps_in='{self.irreps_in}'), "
                 f"got shape {tuple(x.shape)}"
             )
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -103,7 +105,7 @@ class Gate(nn.Module):
             pieces += [
                 self._multiply(parts[block.start], gates, block) for block in self._gated_blocks
             ]
-        return torch.cat([*pieces, rows[:, :0]], dim=1).reshape(*x.shape[:-1], self.irreps_out.dim)
+        return torch.cat([*pieces, rows[:, :0]], dim=1).reshape(*x.shape[:-1], dim_out)
 
     def _multiply(self, x: Tensor, gates: Tensor, block: _GatedBlock) -> Tensor:
         """Some channels of one gated block times their gates."""

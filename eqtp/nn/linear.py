@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.irreps import Irrep, Irreps
 from eqtp.kernels.linear import LinearProblem, linear, serves
 from eqtp.layout import Layout, check_layout
@@ -217,6 +218,7 @@ class _Run:
     mul: int
 
     @property
+    @constant_when_compiled
     def dim(self) -> int:
         return int(self.ir.dim)
 

@@ -90,7 +90,7 @@ class PathGate(nn.Module):
         self.scores = nn.Parameter(torch.zeros(len(paths)))
         self.step = 0
         self._kept: tuple[int, ...] | None = None
-        self._pruned: tuple[TensorProduct] | None = None  # in a tuple: not a module of this one
+        self._pruned: tuple[TensorProduct, ...] = ()  # in a tuple: not a module of this one
         alpha = torch.tensor([path.coefficient for path in paths], dtype=torch.float64)
         sizes = torch.tensor([path.weight_numel for path in paths])
         self.register_buffer("_alpha", alpha, persistent=False)
@@ -123,7 +123,13 @@ class PathGate(nn.Module):
     def freeze(self) -> None:
         """Keeps the paths of the highest scores from here on; does nothing when frozen."""
         if self._kept is None:
-            self._kept = self._highest(self.scores.tolist())
+            self._freeze_to(self._highest(self.scores.tolist()))
+
+    def _freeze_to(self, kept: tuple[int, ...]) -> None:
+        """Keeps these paths; makes the pruned product, for weights of the caller."""
+        pruned = self.tp.prune(kept)
+        pruned.weight = None
+        self._kept, self._pruned = kept, (pruned,)
 
     def selected(self) -> tuple[int, ...]:
         """Indices of the paths that the next forward computes, ascending."""
@@ -148,11 +154,12 @@ class PathGate(nn.Module):
 
     def coefficients(self) -> Float[Tensor, " num_paths"]:
         """c_p / alpha_p of every path, zero for those that are not selected."""
+        paths = list(self.selected())
         selected = torch.zeros(len(self.scores), dtype=torch.bool, device=self.scores.device)
-        selected[list(self.selected())] = True
+        selected[paths] = True
         alpha = self._alpha.to(self.scores.dtype)
         # The largest score is taken out of all exponentials, so none overflows.
-        shifted = self.scores - self.scores.detach()[selected].max()
+        shifted = self.scores - self.scores.detach()[paths].max()
         pi = torch.where(selected, shifted, -torch.inf).exp()
         factors: Tensor = pi * (alpha.sum() / (alpha * pi).sum())
         return factors
@@ -211,21 +218,13 @@ class PathGate(nn.Module):
         """
         out: Tensor
         gated = self.scale if self._kept is None else self.prune_weight
-        tp = self.tp if self._kept is None else self._pruned_product()
+        tp = self.tp if self._kept is None else self._pruned[0]
         if radial is not None:
             out = tp(x1, x2, weight, graph=graph, radial=(radial[0], gated(radial[1])))
             return out
         weight = self.tp.weight if weight is None else weight
         out = tp(x1, x2, None if weight is None else gated(weight), graph=graph)
         return out
-
-    def _pruned_product(self) -> TensorProduct:
-        """The pruned product for weights of the caller, made once."""
-        if self._pruned is None:
-            pruned = self.tp.prune(self._frozen_set())
-            pruned.weight = None
-            self._pruned = (pruned,)
-        return self._pruned[0]
 
     def get_extra_state(self) -> Tensor:
         """Step, and for each path whether it is kept (-1 as long as that is open)."""
@@ -237,9 +236,10 @@ class PathGate(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restores `get_extra_state`."""
         self.step, *kept = state.tolist()
-        known = tuple(path for path, value in enumerate(kept) if value == 1)
-        self._kept = known if -1 not in kept else None
-        self._pruned = None
+        if -1 in kept:
+            self._kept, self._pruned = None, ()
+        else:
+            self._freeze_to(tuple(path for path, value in enumerate(kept) if value == 1))
 
     def explain(self) -> str:
         """The phase, what is kept and what it costs, path by path."""

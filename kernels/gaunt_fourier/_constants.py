@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Complex128
 from torch import Tensor
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.so3.sphere_grid import polar_functions
 
 __all__ = ["from_harmonics", "to_harmonics"]
@@ -40,10 +41,15 @@ def _series(lmax: int) -> Complex128[Tensor, "{2*lmax+1} {(lmax+1)**2}"]:
     return series
 
 
-@functools.cache
-@torch.inference_mode(False)
+@constant_when_compiled
 def from_harmonics(degrees: tuple[int, ...]) -> Complex128[Tensor, "dim u v"]:
     """F(u, v) for u, v = 0 ... L of every "component" harmonic of some degrees."""
+    return _from_harmonics(degrees)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _from_harmonics(degrees: tuple[int, ...]) -> Tensor:
     lmax = degrees[-1]
     series = _series(lmax)[lmax:]
     table = torch.zeros(len(_orders(degrees)), lmax + 1, lmax + 1, dtype=torch.complex128)
@@ -53,13 +59,18 @@ def from_harmonics(degrees: tuple[int, ...]) -> Complex128[Tensor, "dim u v"]:
     return table
 
 
-@functools.cache
-@torch.inference_mode(False)
+@constant_when_compiled
 def to_harmonics(degrees: tuple[int, ...], highest: int) -> Complex128[Tensor, "u v dim"]:
     """Z(u, v) for u = 0 ... highest: a function's parts are Re sum_uv F(u, v) Z(u, v).
 
     The mean over the sphere of harmonic times exp(i (u beta + v alpha)), folded onto u, v >= 0.
     """
+    return _to_harmonics(degrees, highest)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _to_harmonics(degrees: tuple[int, ...], highest: int) -> Tensor:
     lmax = degrees[-1]
     u = torch.arange(-highest, highest + 1)
     degree = torch.arange(-lmax, lmax + 1)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from eqtp.compiling import constant_property
 from eqtp.methods import get_method
 from eqtp.so3 import wigner_3j
 
@@ -58,7 +59,7 @@ class SphereProductProblem:
         """Degrees of f, of g and of the result."""
         return self.degrees1, self.degrees2, self.degrees3
 
-    @cached_property
+    @constant_property
     def dims(self) -> tuple[int, int, int]:
         """Components of f, of g and of the result."""
         d1, d2, d3 = (sum(2 * degree + 1 for degree in degrees) for degrees in self.degrees)
@@ -69,7 +70,8 @@ class SphereProductProblem:
         """Degree to which a quadrature must be exact: a bracket loses one degree."""
         return max(0, sum(degrees[-1] for degrees in self.degrees) - self.odd)
 
-    @cached_property
+    @constant_property
+    @torch.inference_mode(False)  # the kept tensors must serve later calls that record gradients
     def blocks(
         self,
     ) -> tuple[Int64[Tensor, " dim1"], Int64[Tensor, " dim2"], Int64[Tensor, " dim3"]]:
@@ -92,7 +94,8 @@ class SphereProductProblem:
         degrees1, degrees2, degrees3, odd = json.loads(text)
         return SphereProductProblem(tuple(degrees1), tuple(degrees2), tuple(degrees3), odd)
 
-    @cached_property
+    @constant_property
+    @torch.inference_mode(False)
     def constants(self) -> Float64[Tensor, "dim1 dim2 dim3"]:
         """``factor * w3j`` of every path: the mean over the sphere of the product times Y3."""
         method = get_method("gaunt_full")

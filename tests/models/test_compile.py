@@ -18,26 +18,33 @@ COMMON: dict[str, Any] = {
     "atomic_energies": [-13.6, -1030.0, -2041.0],
     "r_max": 4.0,
 }
-MODELS: dict[str, dict[str, Any]] = {
-    "MACE": {
-        "avg_num_neighbors": 6.0,
-        "num_bessel": 4,
-        "max_ell": 2,
-        "correlation": 2,
-        "hidden_irreps": "4x0e+4x1o",
-        "mlp_irreps": "4x0e",
-        "radial_mlp": (8,),
-    },
-    "ESCN": {
-        "avg_num_neighbors": 6.0,
-        "lmax": 2,
-        "m_max": 1,
-        "channels": 4,
-        "hidden_channels": 3,
-        "num_layers": 2,
-        "edge_channels": 8,
-        "num_rbf": 8,
-    },
+MACE: dict[str, Any] = {
+    "avg_num_neighbors": 6.0,
+    "num_bessel": 4,
+    "max_ell": 2,
+    "correlation": 2,
+    "hidden_irreps": "4x0e+4x1o",
+    "mlp_irreps": "4x0e",
+    "radial_mlp": (8,),
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MACE": ("MACE", MACE),
+    "MACE, gaunt": ("MACE", MACE | {"product": "gaunt"}),
+    "MACE, gaunt_iterated": ("MACE", MACE | {"product": "gaunt_iterated"}),
+    "ESCN": (
+        "ESCN",
+        {
+            "avg_num_neighbors": 6.0,
+            "lmax": 2,
+            "m_max": 1,
+            "channels": 4,
+            "hidden_channels": 3,
+            "num_layers": 2,
+            "edge_channels": 8,
+            "num_rbf": 8,
+        },
+    ),
+    "TensorNet": ("TensorNet", {"channels": 4, "num_layers": 1, "num_rbf": 4}),
 }
 
 
@@ -45,8 +52,10 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_energies_and_forces_compile_as_one_graph(name: str) -> None:
     import torch._dynamo
 
+    torch._dynamo.reset()
     torch.manual_seed(0)
-    model = model_class(name)(**COMMON, **MODELS[name]).double().eval()
+    class_name, options = MODELS[name]
+    model = model_class(class_name)(**COMMON, **options).double().eval()
     data = from_ase(molecule("CH3CH2OH"), 4.0, dtype=torch.float64)
     element = torch.tensor([model.atomic_numbers.index(z) for z in data.atomic_numbers.tolist()])
 

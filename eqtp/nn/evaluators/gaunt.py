@@ -13,7 +13,7 @@ the blocks; a product of some of the paths only is evaluated directly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.gaunt_fourier import fourier_product
 from eqtp.kernels.gaunt_grid import cost, sphere_product
@@ -55,6 +56,15 @@ class GauntProduct:
     backend: Backend
     layout: Layout
     requested: Evaluation = "auto"
+    _direct: ClebschGordan = field(init=False, repr=False, compare=False)
+    _sectors: tuple[Sector, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not when first called: that may be inside of `torch.compile`, which cannot follow it.
+        direct = ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
+        object.__setattr__(self, "_direct", direct)
+        sectors = sectors_of(self.problem) if self.why_not_on_grid is None else ()
+        object.__setattr__(self, "_sectors", sectors)
 
     @classmethod
     def of(
@@ -94,7 +104,7 @@ class GauntProduct:
 
     @property
     def dim2(self) -> int:
-        return int(self.problem.irreps_in2.dim)
+        return self.problem.dims[1]
 
     @property
     def weight_numel(self) -> int:
@@ -122,10 +132,6 @@ class GauntProduct:
         return None
 
     @cached_property
-    def _sectors(self) -> tuple[Sector, ...]:
-        return sectors_of(self.problem)
-
-    @cached_property
     def flops(self) -> dict[str, float]:
         """Flops of a row for every evaluation that can serve, forward."""
         flops: dict[str, float] = {"direct": flops_per_row(self.problem)}
@@ -148,7 +154,7 @@ class GauntProduct:
         passes = self.weights.passes
         return passes * mul1, passes * mul2, passes * max(mul1, mul2)
 
-    @cached_property
+    @constant_property
     def evaluation(self) -> str:
         """The evaluation that runs: as asked for, or the cheapest by `cost.COST_NS`."""
         if self.requested != "auto":
@@ -157,10 +163,6 @@ class GauntProduct:
         if {path.mode for path in self.problem.paths} <= {"uuu", "uuw"}:
             costs["direct"] = cost.COST_NS["direct, equal channels"] * self.flops["direct"]
         return min(costs, key=costs.__getitem__)
-
-    @cached_property
-    def _direct(self) -> ClebschGordan:
-        return ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
 
     def __call__(
         self,

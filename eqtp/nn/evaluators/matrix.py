@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from eqtp.backend import Backend, resolve
+from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.matrix import Kind, matrix_product
 from eqtp.kernels.matrix import op as matrix_op
@@ -37,6 +37,9 @@ __all__ = ["MatrixProduct"]
 
 Triple = tuple[int, int, int]
 
+_KINDS: dict[bool | None, Kind] = {None: "product", True: "commutator", False: "anticommutator"}
+"""How matrices are multiplied, by `Sector.odd`."""
+
 
 @dataclass(frozen=True)
 class MatrixProduct:
@@ -53,6 +56,17 @@ class MatrixProduct:
     j: int
     backend: Backend
     layout: Layout
+    _direct: ClebschGordan = field(init=False, repr=False, compare=False)
+    _sectors: tuple[Sector, ...] = field(init=False, repr=False, compare=False)
+    _halved: SeparableWeights = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not when first called: that may be inside of `torch.compile`, which cannot follow it.
+        direct = ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
+        object.__setattr__(self, "_direct", direct)
+        object.__setattr__(self, "_sectors", self._fewest() if self.why_direct is None else ())
+        halves = tuple(scale / 2 for scale in self.weights.scales)
+        object.__setattr__(self, "_halved", replace(self.weights, scales=halves))
 
     @classmethod
     def of(cls, problem: TensorProductProblem, backend: Backend, layout: Layout) -> MatrixProduct:
@@ -77,13 +91,13 @@ class MatrixProduct:
 
     @property
     def dim2(self) -> int:
-        return int(self.problem.irreps_in2.dim)
+        return self.problem.dims[1]
 
     @property
     def weight_numel(self) -> int:
         return self.weights.numel
 
-    @cached_property
+    @constant_property
     def why_direct(self) -> str | None:
         """Why products of matrices do not compute just these paths; None where they do."""
         modes = {path.mode for path in self.problem.paths}
@@ -110,25 +124,22 @@ class MatrixProduct:
         twice = [triple for triple in sorted(set(given)) if given.count(triple) > 1]
         return [*twice, *sorted(wanted - set(given))]
 
-    def _joined(self, sectors: Sequence[Sector]) -> tuple[tuple[Sector, Kind], ...]:
+    def _joined(self, sectors: Sequence[Sector]) -> tuple[Sector, ...]:
         """One plain product in place of an anticommutator and a commutator, where it can be."""
         given = {(path.i_in1, path.i_in2, path.i_out) for path in self.problem.paths}
         even = [sector for sector in sectors if not sector.odd]
-        products: list[tuple[Sector, Kind]] = []
+        products: list[Sector] = []
         for sector in (sector for sector in sectors if sector.odd):
             for other in even:
-                both = replace(other, result=_union(sector.result, other.result))
-                coupled = {*self._coupled(both), *self._coupled(replace(both, odd=True))}
+                both = replace(other, result=_union(sector.result, other.result), odd=None)
                 same = sector.first == other.first and sector.second == other.second
-                if same and coupled <= given:
+                if same and given.issuperset(self._coupled(both)):
                     even.remove(other)
-                    products.append((both, "product"))
+                    products.append(both)
                     break
             else:
-                products.append((sector, "commutator"))
-        rest: Kind = "anticommutator"
-        products.extend((sector, rest) for sector in even)
-        return tuple(products)
+                products.append(sector)
+        return (*products, *even)
 
     def _coupled(self, sector: Sector) -> list[Triple]:
         sides = [sector.first, sector.second, sector.result]
@@ -137,13 +148,13 @@ class MatrixProduct:
         for a, b, c in triples:
             blocks = [side.irreps[i] for side, i in zip(sides, (a, b, c), strict=True)]
             degrees = [ir.l for _, ir in blocks]
-            even_or_odd = sum(degrees) % 2 == sector.odd and self.method.has_path(*degrees)
-            if even_or_odd and fits(sector.mode, *(mul for mul, _ in blocks)):
+            even_or_odd = sector.odd in (None, sum(degrees) % 2 == 1)
+            has_path = even_or_odd and self.method.has_path(*degrees)
+            if has_path and fits(sector.mode, *(mul for mul, _ in blocks)):
                 found.append((a, b, c))
         return found
 
-    @cached_property
-    def _products(self) -> tuple[tuple[Sector, Kind], ...]:
+    def _fewest(self) -> tuple[Sector, ...]:
         """The fewest products of matrices that compute the paths."""
         groupings = [
             self._joined(sectors_of(self.problem, natural=natural))
@@ -152,18 +163,10 @@ class MatrixProduct:
         ]
         return min(groupings, key=len)
 
-    @cached_property
+    @constant_property
     def _halves_last(self) -> bool:
         """Whether every product is to be halved, so that the result's constants can do it."""
-        return all(kind != "product" for _, kind in self._products)
-
-    @cached_property
-    def _halved(self) -> SeparableWeights:
-        return replace(self.weights, scales=tuple(scale / 2 for scale in self.weights.scales))
-
-    @cached_property
-    def _direct(self) -> ClebschGordan:
-        return ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
+        return all(sector.odd is not None for sector in self._sectors)
 
     def __call__(
         self,
@@ -175,29 +178,25 @@ class MatrixProduct:
         radial: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         x1, x2, weight = self.weights.operands(x1, x2, weight, graph, radial)
-        if self.why_direct is not None or not self.problem.paths:
+        if self.why_direct is not None:
             paths = None if weight is None else self.weights.path_weights(weight)
             return self._direct(x1, x2, paths, graph=graph, radial=None)
-        kinds = dict(self._products)
-
-        def product(first: Tensor, second: Tensor, sector: Sector) -> Tensor:
-            return self._multiply(first, second, sector, kinds[sector])
-
-        sectors = [sector for sector, _ in self._products]
         weights = self._halved if self._halves_last else self.weights
-        return multiply_sectors(weights, sectors, product, x1, x2, weight, graph, self.layout)
+        return multiply_sectors(
+            weights, self._sectors, self._multiply, x1, x2, weight, graph, self.layout
+        )
 
-    def _multiply(self, first: Tensor, second: Tensor, sector: Sector, kind: Kind) -> Tensor:
+    def _multiply(self, first: Tensor, second: Tensor, sector: Sector) -> Tensor:
         """Parts of the product's degrees, [rows, dim, channels]."""
         channels = max(first.shape[2], second.shape[2])
         left = self._all_degrees(first, sector.first, channels)
         right = self._all_degrees(second, sector.second, channels)
-        out = matrix_product(left, right, kind, j=self.j, backend=self.backend)
+        out = matrix_product(left, right, _KINDS[sector.odd], j=self.j, backend=self.backend)
         parts = out.view(len(out), (2 * self.j + 1) ** 2, channels)
         if sector.result.degrees != tuple(range(2 * self.j + 1)):
             columns = [parts[:, l**2 : (l + 1) ** 2] for l in sector.result.degrees]
             parts = torch.cat(columns, dim=1)
-        return parts if kind == "product" or self._halves_last else parts / 2
+        return parts if sector.odd is None or self._halves_last else parts / 2
 
     def _all_degrees(self, x: Tensor, function: Function, channels: int) -> Tensor:
         """Nine (or (2j+1)^2) blocks of channels, zero where there is no part of the degree."""
@@ -242,11 +241,11 @@ class MatrixProduct:
         )
         side = 2 * self.j + 1
         lines = [
-            f"  kernel    matrix: {kind} of degrees {sector.first.degrees} x "
+            f"  kernel    matrix: {_KINDS[sector.odd]} of degrees {sector.first.degrees} x "
             f"{sector.second.degrees} -> {sector.result.degrees}"
-            for sector, kind in self._products
+            for sector in self._sectors
         ]
-        products = sum(1 if kind == "product" else 2 for _, kind in self._products)
+        products = sum(1 if sector.odd is None else 2 for sector in self._sectors)
         return "\n".join(
             [
                 title,

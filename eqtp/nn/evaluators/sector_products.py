@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.layout import Layout, to_layout
 
@@ -46,8 +47,7 @@ def multiply_sectors(
     """
     shared = weight is None or weight.ndim == 1
     a, b, c = (None, None, None) if weight is None else weights.split(weight)
-    muls = tuple(mul for mul, _ in weights.problem.irreps_out)
-    scales = _by_channel(weights.scales, muls, x1.dtype, x1.device)
+    scales = _scales(weights, x1.dtype, x1.device)
     factors = scales[None] if c is None else c * scales
     x1 = to_layout(x1, weights.problem.irreps_in1, layout, "ir_mul")
     x2 = to_layout(x2, weights.problem.irreps_in2, layout, "ir_mul")
@@ -73,10 +73,16 @@ def multiply_sectors(
         if graph is not None and shared:
             parts = _sum_at_receivers(parts, graph)
         results.append((sector, parts))
-    out = distribute(results, factors, weights.problem.irreps_out)
+    out = distribute(results, factors)
     if graph is not None and not shared:
         out = _sum_at_receivers(out, graph)
     return to_layout(out, weights.problem.irreps_out, "ir_mul", layout)
+
+
+@constant_when_compiled
+def _scales(weights: SeparableWeights, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The constant of every channel of the result."""
+    return _by_channel(weights.scales, weights.multiplicities[2], dtype, device)
 
 
 @lru_cache(maxsize=256)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.methods import Method
@@ -51,6 +52,12 @@ class SeparableWeights:
     method: Method
     passes: int
     scales: tuple[float, ...]
+    _without_paths: TensorProductProblem = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # The shapes of x1 and x2, without weights. Made here and not when first called: that may be
+        # inside of `torch.compile`, which cannot follow it.
+        object.__setattr__(self, "_without_paths", replace(self.problem, paths=()))
 
     @classmethod
     def of(cls, problem: TensorProductProblem, method: Method, passes: int = 1) -> SeparableWeights:
@@ -73,22 +80,28 @@ class SeparableWeights:
             scales.append(math.sqrt(full / ours / passes) if ours > 0 else 0.0)
         return cls(problem, method, passes, tuple(scales))
 
-    @cached_property
+    @constant_property
     def weighted(self) -> bool:
         """Whether there are weights; without, a, b and c are 1."""
         return any(path.has_weight for path in self.problem.paths)
 
-    @cached_property
-    def sizes(self) -> tuple[int, int, int]:
-        """Lengths of a, b and c of one pass."""
+    @constant_property
+    def multiplicities(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of the blocks of x1, of x2 and of the result."""
         problem = self.problem
-        a, b, c = (
-            sum(mul for mul, _ in irreps)
+        first, second, third = (
+            tuple(int(mul) for mul, _ in irreps)
             for irreps in (problem.irreps_in1, problem.irreps_in2, problem.irreps_out)
         )
+        return first, second, third
+
+    @constant_property
+    def sizes(self) -> tuple[int, int, int]:
+        """Lengths of a, b and c of one pass."""
+        a, b, c = map(sum, self.multiplicities)
         return a, b, c
 
-    @property
+    @constant_property
     def numel(self) -> int:
         """Length of the flat weight."""
         return self.passes * sum(self.sizes) if self.weighted else 0
@@ -134,11 +147,6 @@ class SeparableWeights:
         self.check(weight, x2.shape[0], x1)
         return x1, x2, None if self.numel == 0 else weight
 
-    @cached_property
-    def _without_paths(self) -> TensorProductProblem:
-        """The shapes of x1 and x2, without weights."""
-        return replace(self.problem, paths=())
-
     def check(self, weight: Tensor | None, rows: int, like: Tensor) -> None:
         """Refuses a weight that does not fit.
 
@@ -167,15 +175,12 @@ class SeparableWeights:
 
     def path_weights(self, weight: Tensor) -> Tensor:
         """The flat weights of `cg_problem`: sum_r a_r b_r c_r of every path."""
-        problem = self.problem
-        factors = self.split(weight)
-        irreps = problem.irreps_in1, problem.irreps_in2, problem.irreps_out
         blocks = [
-            factor.split([mul for mul, _ in side], dim=-1)
-            for factor, side in zip(factors, irreps, strict=True)
+            factor.split(muls, dim=-1)
+            for factor, muls in zip(self.split(weight), self.multiplicities, strict=True)
         ]
         parts = []
-        for path in problem.paths:
+        for path in self.problem.paths:
             *letters, target = SEPARABLE_MODES[path.mode]
             a, b, c = (side[i] for side, i in zip(blocks, _block_numbers(path), strict=True))
             if path.mode == "uvuv":

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from eqtp.compiling import constant_property
 from eqtp.irreps import Irreps
 from eqtp.kernels.gaunt_grid import SphereProductProblem
 from eqtp.methods import Method
@@ -39,6 +41,32 @@ _SUMMED: dict[Mode, tuple[bool, bool, bool]] = {
 the result."""
 
 
+class Place(NamedTuple):
+    """Where a block of an operand is.
+
+    Attributes:
+        start: Its first column.
+        stop: The column after its last.
+        dim: Components of a channel.
+        mul: Channels.
+        channel: Its first channel among those of all blocks.
+    """
+
+    start: int
+    stop: int
+    dim: int
+    mul: int
+    channel: int
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Its columns of features."""
+        return x[:, self.start : self.stop]
+
+    def weights(self, factors: Tensor) -> Tensor:
+        """Its weights of those of all channels, which are last."""
+        return factors[..., self.channel : self.channel + self.mul]
+
+
 @dataclass(frozen=True)
 class Function:
     """Blocks of one operand as one function per channel, or of a result.
@@ -53,12 +81,23 @@ class Function:
     blocks: tuple[tuple[int, ...], ...]
     summed: bool
 
-    @property
+    @constant_property
     def degrees(self) -> tuple[int, ...]:
         """The degrees of the function."""
         return tuple(self.irreps[blocks[0]].ir.l for blocks in self.blocks)
 
-    @property
+    @constant_property
+    def places(self) -> tuple[Place, ...]:
+        """Of all blocks of the operand."""
+        places = []
+        start = channel = 0
+        for mul, ir in self.irreps:
+            places.append(Place(start, start + mul * ir.dim, ir.dim, mul, channel))
+            start += mul * ir.dim
+            channel += mul
+        return tuple(places)
+
+    @constant_property
     def one_per_degree(self) -> tuple[int, ...] | None:
         """The blocks where every degree has one, so that weights are per degree; else None."""
         single = all(len(blocks) == 1 for blocks in self.blocks)
@@ -66,7 +105,7 @@ class Function:
         summed = self.summed and any(self.irreps[block].mul != 1 for block in numbers)
         return numbers if single and not summed else None
 
-    @property
+    @constant_property
     def is_whole(self) -> bool:
         """Whether the blocks are all of the operand, in its order."""
         return self.one_per_degree == tuple(range(len(self.irreps)))
@@ -81,10 +120,9 @@ class Function:
         blocks = self.one_per_degree
         if blocks is None:
             return self._summed(x, factors), None
-        mul = self.irreps[blocks[0]].mul
-        columns = self.irreps.slices()
+        mul = self.places[blocks[0]].mul
         if not self.is_whole:
-            x = torch.cat([x[:, columns[block]] for block in blocks], dim=1)
+            x = torch.cat([self.places[block].columns(x) for block in blocks], dim=1)
         parts = x.unflatten(1, (-1, mul)) if mul > 0 else x.new_zeros(len(x), self._dim, 0)
         passes = 1 if factors is None else factors.shape[-2]
         if passes > 1:
@@ -97,23 +135,20 @@ class Function:
 
     def by_degree(self, factors: Tensor) -> Tensor:
         """Weights as the kernels take them, [rows or 1, degrees, passes * channels]."""
-        ends = list(itertools.accumulate((mul for mul, _ in self.irreps), initial=0))
-        pieces = [factors[..., ends[i] : ends[i + 1]] for (i,) in self.blocks]
+        pieces = [self.places[block].weights(factors) for (block,) in self.blocks]
         stacked = torch.stack(pieces, dim=-3).flatten(-2)
         return stacked if stacked.ndim == 3 else stacked[None]
 
     def _summed(self, x: Tensor, factors: Tensor | None) -> Tensor:
         """The function where blocks of one degree, or channels, are added up, weights applied."""
-        columns = self.irreps.slices()
-        ends = list(itertools.accumulate((mul for mul, _ in self.irreps), initial=0))
         parts = []
         for blocks in self.blocks:
             terms = []
             for block in blocks:
-                mul, ir = self.irreps[block]
-                piece = x[:, columns[block]].unflatten(1, (ir.dim, mul))[:, :, None]
+                place = self.places[block]
+                piece = place.columns(x).unflatten(1, (place.dim, place.mul))[:, :, None]
                 if factors is not None:
-                    piece = piece * factors[..., None, :, ends[block] : ends[block + 1]]
+                    piece = piece * place.weights(factors).unsqueeze(-3)
                 terms.append(piece.sum(-1, keepdim=True) if self.summed else piece)
             parts.append(torch.stack(terms).sum(0) if len(terms) > 1 else terms[0])
         return torch.cat(parts, dim=1).flatten(2)
@@ -128,21 +163,21 @@ class Sector:
         first: Of x1.
         second: Of x2.
         result: Of the result.
-        odd: Whether it is the surface curl.
+        odd: Whether it couples degrees of odd sum, on the sphere by the surface curl, or of even;
+            None for both, which a product of matrices does.
+        problem: The product that the kernels compute; its `odd` is that of functions.
     """
 
     mode: Mode
     first: Function
     second: Function
     result: Function
-    odd: bool
+    odd: bool | None
+    problem: SphereProductProblem = field(init=False, repr=False, compare=False)
 
-    @property
-    def problem(self) -> SphereProductProblem:
-        """The product that the kernels compute."""
-        return SphereProductProblem(
-            self.first.degrees, self.second.degrees, self.result.degrees, self.odd
-        )
+    def __post_init__(self) -> None:
+        degrees = self.first.degrees, self.second.degrees, self.result.degrees
+        object.__setattr__(self, "problem", SphereProductProblem(*degrees, odd=bool(self.odd)))
 
 
 def sectors_of(problem: TensorProductProblem, *, natural: bool = True) -> tuple[Sector, ...]:
@@ -229,20 +264,19 @@ def fits(mode: Mode, mul1: int, mul2: int, mul3: int) -> bool:
     return rules[mode]
 
 
-def distribute(results: Sequence[tuple[Sector, Tensor]], factors: Tensor, out: Irreps) -> Tensor:
+def distribute(results: Sequence[tuple[Sector, Tensor]], factors: Tensor) -> Tensor:
     """Results of products of functions as features, "ir_mul".
 
     Args:
         results: Sectors, and parts [rows, dim, passes * channels] of what they add; the factors
             have been applied where the result has one block per degree.
         factors: What each channel is multiplied by, [rows or nothing, passes, multiplicities].
-        out: Irreps of the result.
     """
     passes = factors.shape[-2]
     (sector, like), *others = results
     if not others and passes == 1 and sector.result.is_whole:
         return like.flatten(1)
-    ends = list(itertools.accumulate((mul for mul, _ in out), initial=0))
+    places = sector.result.places
     sums: dict[int, Tensor] = {}
     for sector, parts in results:
         weighted = sector.result.one_per_degree is not None
@@ -254,11 +288,13 @@ def distribute(results: Sequence[tuple[Sector, Tensor]], factors: Tensor, out: I
             for block in blocks:
                 term = piece
                 if not weighted:
-                    term = piece * factors[..., None, :, ends[block] : ends[block + 1]]
+                    term = piece * places[block].weights(factors).unsqueeze(-3)
                 term = term.sum(2) if passes > 1 else term.squeeze(2)
                 sums[block] = sums[block] + term if block in sums else term
     features = [
-        sums[block].flatten(1) if block in sums else like.new_zeros(len(like), mul * ir.dim)
-        for block, (mul, ir) in enumerate(out)
+        sums[block].flatten(1)
+        if block in sums
+        else like.new_zeros(len(like), place.stop - place.start)
+        for block, place in enumerate(places)
     ]
     return torch.cat(features, dim=1)
