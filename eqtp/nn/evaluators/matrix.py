@@ -97,6 +97,11 @@ class MatrixProduct:
     def weight_numel(self) -> int:
         return self.weights.numel
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How matrices are multiplied, product by product."""
+        return tuple(_KINDS[sector.odd] for sector in self._sectors)
+
     @constant_property
     def why_direct(self) -> str | None:
         """Why products of matrices do not compute just these paths; None where they do."""
@@ -241,11 +246,11 @@ class MatrixProduct:
         )
         side = 2 * self.j + 1
         lines = [
-            f"  kernel    matrix: {_KINDS[sector.odd]} of degrees {sector.first.degrees} x "
+            f"  kernel    matrix: {kind} of degrees {sector.first.degrees} x "
             f"{sector.second.degrees} -> {sector.result.degrees}"
-            for sector in self._sectors
+            for sector, kind in zip(self._sectors, self.kinds, strict=True)
         ]
-        products = sum(1 if sector.odd is None else 2 for sector in self._sectors)
+        products = sum(1 if kind == "product" else 2 for kind in self.kinds)
         return "\n".join(
             [
                 title,
