@@ -55,7 +55,7 @@ def test_energies_and_forces_compile_as_one_graph(name: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     class_name, options = MODELS[name]
-    model = model_class(class_name)(**COMMON, **options).double().eval()
+    model: Any = model_class(class_name)(**COMMON, **options).double().eval()
     data = from_ase(molecule("CH3CH2OH"), 4.0, dtype=torch.float64)
     element = torch.tensor([model.atomic_numbers.index(z) for z in data.atomic_numbers.tolist()])
 
@@ -70,4 +70,6 @@ def test_energies_and_forces_compile_as_one_graph(name: str) -> None:
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         results = compiled(*operands)
     for mine, expected in zip(results, function(*operands), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=0, atol=TOLERANCE * expected.abs().max())
+        torch.testing.assert_close(
+            mine, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max())
+        )
