@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 __all__ = ["constant_property", "constant_when_compiled"]
 
@@ -36,11 +36,13 @@ class constant_property(Generic[T]):
         self.__doc__ = function.__doc__
 
     @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
+    def __get__(self, instance: None, owner: type) -> constant_property[T]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None) -> T: ...
     @constant_when_compiled
-    def __get__(self, instance: object | None, owner: type | None = None) -> Self | T:
+    def __get__(
+        self, instance: object | None, owner: type | None = None
+    ) -> constant_property[T] | T:
         if instance is None:
             return self
         values = instance.__dict__
