@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table and writes the JSON file."""
     if args.worker:
-        learned = eqtp.models.load(args.model).hyperparameters["paths"][1] if args.model else None
+        trained: Any = eqtp.models.load(args.model) if args.model else None
+        learned = trained and trained.hyperparameters["paths"][1]
         write_json(args.worker, measure(args.channels, args.keep, learned, args.repetitions))
         return 0
     options = ["--repetitions", args.repetitions, "--channels", args.channels, "--keep", args.keep]

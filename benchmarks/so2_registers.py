@@ -98,7 +98,7 @@ def _rows(target: str, degrees: list[int], channels: list[int]) -> Iterator[tupl
 
 
 def _cells(usage: Usage) -> tuple[object, ...]:
-    return usage.registers, usage.spills, usage.stack, f"{usage.seconds:.1f}"
+    return usage.registers, usage.spills, usage.stack
 
 
 def main() -> None:
@@ -111,10 +111,8 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     options = parser.parse_args()
     print(f"Triton {triton.__version__}\n")
-    print(
-        "| problem | channels | target | kernel | kernels | registers | spills | stack, B | CPU |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| problem | channels | target | kernel | registers | spills | stack, B |")
+    print("|---|---|---|---|---|---|---|")
     for target in options.targets:
         for row in _rows(target, options.degrees, options.channels):
             print(f"| {' | '.join(map(str, row))} |", flush=True)
