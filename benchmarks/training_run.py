@@ -269,6 +269,7 @@ def plot(records: Mapping[str, dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     sets = list(next(iter(records.values()))["final"])
     figure, axes = plt.subplots(1, len(sets), figsize=(4 * len(sets), 3.5), constrained_layout=True)
@@ -280,6 +281,8 @@ def plot(records: Mapping[str, dict[str, Any]], path: Path) -> None:
             axis.semilogy(minutes, rmse, ".-", label=library)
         axis.set(title=f"3BPA, {name}", xlabel="CPU time [min]")
         axis.grid(visible=True, which="both", alpha=0.3)
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(ScalarFormatter())
     axes[0].set_ylabel("force RMSE [meV/Å]")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
