@@ -280,9 +280,10 @@ def _calculator(accuracy: float, charge: int, multiplicity: int | None = None) -
         from tblite.ase import TBLite
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('eqtp sample needs tblite: pip install "eqtp[xtb]"') from error
-    return TBLite(
+    calculator: Calculator = TBLite(
         method=_METHOD, accuracy=accuracy, charge=charge, multiplicity=multiplicity, verbosity=0
     )
+    return calculator
 
 
 def _provenance(args: argparse.Namespace, charge: int) -> str:
