@@ -6,54 +6,20 @@ element of every node, whose row of the weights the node uses.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from eqtp.compiling import constant_when_compiled
-from eqtp.irreps import Irreps
+from eqtp.gaunt_contraction_problem import GauntContractionProblem
+from eqtp.symmetric_problem import SymmetricContractionProblem
 
 __all__ = ["PolynomialProblem", "check_elements", "check_operands"]
 
 
-class PolynomialProblem(Protocol):
-    """What a description of polynomials tells."""
-
-    @property
-    def irreps_in(self) -> Irreps:
-        """Irreps of x."""
-        ...
-
-    @property
-    def irreps_out(self) -> Irreps:
-        """Irreps of the result."""
-        ...
-
-    @property
-    def num_channels(self) -> int:
-        """Multiplicity of every block."""
-        ...
-
-    @property
-    def dim_in(self) -> int:
-        """Components of x per channel."""
-        ...
-
-    @property
-    def dim_out(self) -> int:
-        """Components of the result per channel."""
-        ...
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of an element and a channel."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """The problem as a string."""
-        ...
+PolynomialProblem: TypeAlias = GauntContractionProblem | SymmetricContractionProblem
+"""Polynomials of node features, whose channels do not mix, with weights of every element."""
 
 
 def check_operands(
