@@ -96,7 +96,7 @@ def rotate_to_edge(
     rows = len(vectors) if graph is None else graph.num_src
     check_features("x", x, rotation.dim, rows, vectors, graph)
     if rotation.kernel == "reference":
-        frame = FrameLayout.of(irreps, m_max)
+        frame = FrameLayout.of_text(rotation.frame)
         return reference.rotate_to_edge(x, vectors, frame, graph=graph, layout=layout)
     x = to_layout(x, irreps, layout, "ir_mul")
     where = (sides_of(graph), False, rotation.frame, rotation.kernel)
@@ -143,7 +143,7 @@ def rotate_from_edge(
         y, vectors = widest((y, vectors))
     check_features("y", y, rotation.frame_dim, len(vectors), vectors, graph)
     if rotation.kernel == "reference":
-        frame = FrameLayout.of(irreps, m_max)
+        frame = FrameLayout.of_text(rotation.frame)
         return reference.rotate_from_edge(y, vectors, frame, graph=graph, layout=layout)
     rows = len(vectors) if graph is None else graph.num_dst
     where = (sides_of(graph), True, rotation.frame, rotation.kernel)

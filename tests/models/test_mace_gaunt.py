@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ase.build import molecule
+from potential_checks import check_loss_gradients
 from torch import Tensor
 
 from eqtp.models import MACE, load, save
@@ -76,19 +77,7 @@ def test_force_loss_gradient(product: str) -> None:
         error: Tensor = (model(data)["forces"] - target).square().sum()
         return error
 
-    loss().backward()
-    step = 1e-5
-    for name, parameter in model.products.named_parameters():
-        gradient, flat = parameter.grad, parameter.data.view(-1)
-        assert gradient is not None, name
-        index = int(gradient.abs().argmax())
-        values = []
-        for sign in (1, -1):
-            flat[index] += sign * step
-            values.append(float(loss().detach()))
-            flat[index] -= sign * step
-        difference, value = (values[0] - values[1]) / (2 * step), float(gradient.view(-1)[index])
-        assert abs(difference - value) < TOLERANCES["difference"] * max(abs(value), 1.0), name
+    check_loss_gradients(loss, model.products, TOLERANCES["difference"])
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -5,14 +5,14 @@ Models are in float64 with a cutoff of 4 Å and know H, C and O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqtp.models.training.data import from_ase
 from eqtp.so3 import rand_matrix
@@ -173,9 +173,14 @@ def check_parameter_gradients(model: Any, atoms: Atoms) -> None:
         error += 0.01 * output["energy"].sum()
         return error
 
+    check_loss_gradients(loss, model, TOLERANCES["gradient"])
+
+
+def check_loss_gradients(loss: Callable[[], Tensor], module: nn.Module, tolerance: float) -> None:
+    """The gradient of a loss in the largest element of every parameter against differences."""
     loss().backward()
     step = 1e-5
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         gradient, flat = parameter.grad, parameter.data.view(-1)
         assert gradient is not None, name
         index = int(gradient.abs().argmax())
@@ -186,7 +191,7 @@ def check_parameter_gradients(model: Any, atoms: Atoms) -> None:
             flat[index] -= sign * step
         difference = (values[0] - values[1]) / (2 * step)
         value = float(gradient.view(-1)[index])
-        assert abs(difference - value) < TOLERANCES["gradient"] * max(abs(value), 1.0), name
+        assert abs(difference - value) < tolerance * max(abs(value), 1.0), name
 
 
 def check_differentiable(model: Any, training: bool) -> None:
