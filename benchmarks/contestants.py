@@ -306,7 +306,13 @@ def cuequivariance(problem: TensorProductProblem, *, method: str | None = None) 
             "method": method,
         }
         in1, in2 = irreps(problem.irreps_in1), irreps(problem.irreps_in2)
+        own = problem
         if modes == {"uvu"}:
+            # Its weights follow the blocks of the result, whatever order the paths have here.
+            by_result: list[Any] = sorted(problem.instructions, key=lambda i: i[2])
+            own = TensorProductProblem.from_instructions(
+                problem.irreps_in1, problem.irreps_in2, problem.irreps_out, by_result
+            )
             kept = [group(l=ir.l, p=ir.p) for _, ir in problem.irreps_out.simplify()]
             tp = cuet.ChannelWiseTensorProduct(in1, in2, kept, **options)
         elif modes == {"uvw"}:
@@ -326,17 +332,17 @@ def cuequivariance(problem: TensorProductProblem, *, method: str | None = None) 
                 tensors["x1"],
                 tensors["x2"],
                 tensors["weight"],
-                problem,
+                own,
                 graph=graph,
                 layout="ir_mul",
             )
 
         def adapt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            own = dict(tensors)
+            adapted = dict(tensors)
             tp.to(tensors["x1"])
             for name, of in (("x1", problem.irreps_in1), ("x2", problem.irreps_in2)):
-                own[name] = to_layout(tensors[name], of, "mul_ir", "ir_mul")
-            return own
+                adapted[name] = to_layout(tensors[name], of, "mul_ir", "ir_mul")
+            return adapted
 
         return Contestant(call, definition, adapt, paths=len(problem.paths), about=repr(tp))
 

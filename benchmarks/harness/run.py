@@ -16,6 +16,7 @@ import torch
 from eqtp.benchmarks.harness.ceilings import measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
 from eqtp.benchmarks.harness.measure import Options, measure
+from eqtp.benchmarks.harness.memory import keep_freed_memory
 from eqtp.benchmarks.harness.providers import versions
 from eqtp.benchmarks.harness.record import write_record
 from eqtp.benchmarks.harness.report import write_report
@@ -131,6 +132,7 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     """The rows of a family in this process, with a progress bar."""
     from tqdm import tqdm
 
+    keep_freed_memory()
     threads, dtype = args.threads[0], getattr(torch, args.dtype[0])
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)  # some rivals read it
