@@ -15,7 +15,7 @@ from eqtp.kernels.codegen import cpp
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.compiler import load_library
 
-__all__ = ["Ceilings", "measure_ceilings"]
+__all__ = ["Ceilings", "ceiling_source", "measure_ceilings"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _matmul_rate(dtype: torch.dtype, device: str, repetitions: int) -> float:
     return 2 * size**3 / _fastest(lambda: x @ x, repetitions, device)
 
 
-def _source(dtype: torch.dtype) -> str:
+def ceiling_source(dtype: torch.dtype) -> str:
+    """C++ of `read_all` and `multiply_add`, which leave the sums that they make."""
     return (
         cpp.prelude(dtype)
         + cpp.EXPORT
@@ -93,7 +94,9 @@ def _source(dtype: torch.dtype) -> str:
         + """ int multiply_add(int64_t rounds, real* sums, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; ++thread) {
-        vec a0 = vec{} + 1, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+        // Eight equal chains would be compiled into one, and counted eight times.
+        vec a0 = vec{} + 1, a1 = a0 + 1, a2 = a0 + 2, a3 = a0 + 3;
+        vec a4 = a0 + 4, a5 = a0 + 5, a6 = a0 + 6, a7 = a0 + 7;
         const vec b = vec{} + sums[0], c = vec{} + sums[1];
         for (int64_t i = 0; i < rounds; ++i) {
             a0 = a0 * b + c; a1 = a1 * b + c; a2 = a2 * b + c; a3 = a3 * b + c;
@@ -111,7 +114,7 @@ def _read_rate(threads: int, repetitions: int) -> float:
     """Bytes per second of reading 256 MiB once."""
     x = torch.ones(1 << 26)
     sums = torch.empty(1 << 10)
-    library = load_library(_source(torch.float32))
+    library = load_library(ceiling_source(torch.float32))
     seconds = _fastest(
         lambda: library.read_all(*_pointers(x), x.numel(), *_pointers(sums), threads), repetitions
     )
@@ -121,7 +124,7 @@ def _read_rate(threads: int, repetitions: int) -> float:
 def _multiply_add_rate(dtype: torch.dtype, threads: int, repetitions: int) -> float:
     """Operations per second of all threads, two per multiply-add."""
     sums = torch.full((2 + threads,), 0.5, dtype=dtype)
-    library, rounds = load_library(_source(dtype)), 5_000_000
+    library, rounds = load_library(ceiling_source(dtype)), 5_000_000
     per_round = library.multiply_add(1, *_pointers(sums), 1)
     seconds = _fastest(lambda: library.multiply_add(rounds, *_pointers(sums), threads), repetitions)
     return float(rounds * per_round * threads / seconds)

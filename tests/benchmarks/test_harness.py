@@ -5,6 +5,7 @@ Each test names the flaw (`benchmarks/README.md` lists them with their sources).
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from eqtp.benchmarks import timing
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
-from eqtp.benchmarks.harness.ceilings import Ceilings
+from eqtp.benchmarks.harness.ceilings import Ceilings, ceiling_source
 from eqtp.benchmarks.harness.counting import contraction_work, flops_per_row, product_work
 from eqtp.benchmarks.harness.measure import Options, Row, is_late_setup, measure
 from eqtp.benchmarks.harness.memory import peak_bytes
 from eqtp.benchmarks.products import product
 from eqtp.benchmarks.timing import Samples, alternate
+from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.compiler import load_library
 from eqtp.problem import TensorProductProblem
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
@@ -291,6 +294,16 @@ def test_unknown_baseline_or_task_is_an_error() -> None:
 def test_only_named_contestants_and_the_baseline() -> None:
     rows = rows_of(case_of(outer, outer), replace(FAST, only=("1",)))
     assert [row["contestant"] for row in rows] == ["base", "1"]
+
+
+@pytest.mark.skipif(why_unavailable("cpu") is not None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arithmetic_ceiling_counts_eight_different_sums(dtype: torch.dtype) -> None:
+    # Equal ones are compiled into one: this ceiling was twice the machine's.
+    sums = torch.tensor([0.5, 0.25, torch.nan], dtype=dtype)
+    flops = load_library(ceiling_source(dtype)).multiply_add(1, ctypes.c_void_p(sums.data_ptr()), 1)
+    lanes = flops // 16
+    assert sums[2] == lanes * sum(0.5 * start + 0.25 for start in range(1, 9))
 
 
 def test_roofline_is_the_slower_of_traffic_and_arithmetic() -> None:
