@@ -14,7 +14,7 @@ __all__ = ["keep_freed_memory", "peak_bytes"]
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
@@ -42,17 +42,18 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's allocator reuse freed memory, however large, instead of handing it back.
+    """Fixes what glibc's allocator adapts while a program runs: when it hands memory back.
 
-    By default a tensor of megabytes is mapped, faulted in page by page and unmapped in every call,
-    or reused, by thresholds that follow what was freed before: one and the same call took 84 ms in
-    one run and 122 ms in the next. Of 18 ratios of the quick `convolution` family 12 to 14 were
-    within 10 % from run to run; with this, 17 or 18 (2 cores, EPYC). It favours whoever allocates
-    most, and is what torch's caching allocator does on a GPU.
+    By default a free end of the heap is handed back and faulted in again, page by page, depending
+    on what happens to lie above it, and tensors above a threshold are mapped afresh in every call;
+    the threshold follows what was freed before. One and the same call took 84 ms in one run and
+    122 ms in the next, and of 18 ratios of the quick `convolution` family 12 to 14 were within 10 %
+    from run to run; with this, 16 to 18 (2 cores, EPYC). The threshold is the largest that glibc itself
+    goes to, so that larger tensors are mapped afresh as they are in every program.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
