@@ -5,6 +5,7 @@ eqtp bench --quick                   all families, minutes
 eqtp bench all                       all families, about an hour
 eqtp bench compare A.json B.json     what became slower from one run to another
 eqtp bench findings SUITE.json       the statements of "The Price of Freedom", measured
+eqtp bench pictures SUITE.json       the README's pictures
 eqtp bench --advise "mace 128x0e+128x1o"
 eqtp bench training_step --help      the special benchmarks have options of their own
 """
@@ -15,7 +16,7 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 
-from eqtp.benchmarks.harness import advise, compare, findings
+from eqtp.benchmarks.harness import advise, compare, findings, pictures
 from eqtp.benchmarks.harness.run import FAMILIES, run_families
 from eqtp.benchmarks.harness.run import add_arguments as add_family_arguments
 
@@ -37,11 +38,13 @@ COMMANDS = {
     "all": "every family",
     "compare": "two runs: what became slower, with its uncertainty",
     "findings": "a run of `products`: the statements of The Price of Freedom, measured",
+    "pictures": "a run of all families: the README's pictures, SVG files beside the record",
 }
 Analysis = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ANALYSES: dict[str, Analysis] = {
     "compare": (compare.add_arguments, compare.run),
     "findings": (findings.add_arguments, findings.run),
+    "pictures": (pictures.add_arguments, pictures.run),
 }
 """Commands that read the files of runs: their options, and what runs."""
 

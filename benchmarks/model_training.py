@@ -10,7 +10,7 @@ in meV/Å, after 0.04 hours of their own:
 
     python -m eqtp.benchmarks.model_training escn --hours 0.04 --lr 0.005 --output DIR
     python -m eqtp.benchmarks.model_training mace escn tensornet --hours 1 --output DIR
-    python -m eqtp.benchmarks.model_training mace mace-gaunt --steps 5000 --output DIR
+    python -m eqtp.benchmarks.model_training mace mace-gaunt --steps 5000 --seeds 0 1 --output DIR
     python -m eqtp.benchmarks.model_training mace escn --output DIR --report NAME
 """
 
@@ -61,17 +61,20 @@ CONTESTANTS = {
 }
 
 
-def train_one(name: str, budget: Budget, output: Path, lr: float | None = None) -> None:
+def train_one(
+    name: str, budget: Budget, output: Path, lr: float | None = None, seed: int = 0
+) -> None:
     """Trains one contestant in this process and saves it.
 
     Args:
         name: Which.
         budget: How long.
-        output: Folder of the record and of the model with averaged weights, `name`.safetensors.
+        output: Folder of the record and of the model with averaged weights, both under `run_name`.
         lr: Learning rate instead of its own.
+        seed: Of the initial weights and of the order of the frames.
     """
     contestant = CONTESTANTS[name]
-    recipe = dataclasses.replace(contestant.recipe, lr=lr or contestant.recipe.lr)
+    recipe = dataclasses.replace(contestant.recipe, lr=lr or contestant.recipe.lr, seed=seed)
     kind = model_class(contestant.model)
     torch.manual_seed(recipe.seed)
     data = ThreeBPA.load()
@@ -80,9 +83,14 @@ def train_one(name: str, budget: Budget, output: Path, lr: float | None = None) 
     hyperparameters = statistics | contestant.hyperparameters
     model = kind(**hyperparameters).float()
     about = {"model": contestant.model, "hyperparameters": hyperparameters}
-    run = train(name, model, data, recipe, budget, output, about)
+    run = train(run_name(name, seed), model, data, recipe, budget, output, about)
     with run.averaged() as averaged:
-        save(averaged, output / f"{name}.safetensors")
+        save(averaged, output / f"{run_name(name, seed)}.safetensors")
+
+
+def run_name(name: str, seed: int) -> str:
+    """Name of a run: of the contestant, and of the seed if it is not the first."""
+    return name if seed == 0 else f"{name}-seed{seed}"
 
 
 def report(names: Sequence[str], output: Path, result: str) -> str:
@@ -100,19 +108,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--hours", type=float, default=1.0, help="CPU hours of each model")
     budget.add_argument("--steps", type=int, help="steps of each model, instead of a time")
     parser.add_argument("--lr", type=float, help="another learning rate, to choose one by")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each")
     parser.add_argument("--output", type=Path, required=True, help="folder of the records")
     parser.add_argument("--report", metavar="NAME", help="only join the records under this name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains the models, or joins their records."""
+    runs = [(name, seed) for seed in args.seeds for name in args.models]
     if args.report:
-        print(report(args.models, args.output, args.report))
+        names = [run_name(name, seed) for name, seed in runs]
+        print(report(names, args.output, args.report))
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
     budget = Budget(args.steps, "steps") if args.steps else Budget(3600 * args.hours)
-    for name in args.models:
-        train_one(name, budget, args.output, args.lr)
+    for name, seed in runs:
+        train_one(name, budget, args.output, args.lr, seed)
     return 0
 
 

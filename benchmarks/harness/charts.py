@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-__all__ = ["STYLE", "Bar", "Series", "bar_chart", "plane"]
+__all__ = ["STYLE", "Bar", "Series", "bar_chart", "plane", "standalone"]
 
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 16, 46
@@ -174,6 +174,19 @@ def bar_chart(bars: Sequence[Bar], x_label: str, *, baseline: float = 1.0) -> st
     parts.append(f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="{TOP}" y2="{bottom}"/>')
     parts += _legend(list(dict.fromkeys((bar.name, bar.colour) for bar in bars)))
     return _svg(parts, height)
+
+
+def standalone(chart: str, title: str) -> str:
+    """A chart as a file of its own: with the colours, a background and its title above."""
+    start = chart.index(">") + 1
+    _, _, width, height = chart[: start - 1].split('viewBox="')[1].split('"')[0].split()
+    above = 28
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{int(height) + above}" '
+        f'viewBox="0 {-above} {width} {int(height) + above}"><style>{STYLE}</style>'
+        f'<rect y="{-above}" width="100%" height="100%" style="fill:var(--page)"/>'
+        f'<text x="{LEFT}" y="-8" style="font-weight:600">{escape(title)}</text>{chart[start:]}\n'
+    )
 
 
 def _one_bar(bar: Bar, x: _Axis, baseline: float, top: float, row: int) -> str:

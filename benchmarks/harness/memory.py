@@ -47,9 +47,9 @@ def keep_freed_memory() -> None:
     By default a free end of the heap is handed back and faulted in again, page by page, depending
     on what happens to lie above it, and tensors above a threshold are mapped afresh in every call;
     the threshold follows what was freed before. One and the same call took 84 ms in one run and
-    122 ms in the next, and of 18 ratios of the quick `convolution` family 12 to 14 were within 10 %
-    from run to run; with this, 16 to 18 (2 cores, EPYC). The threshold is the largest that glibc itself
-    goes to, so that larger tensors are mapped afresh as they are in every program.
+    122 ms in the next, and of 18 ratios of the quick `convolution` family 12 to 14 were within
+    10 % from run to run; with this, 16 to 18 (2 cores, EPYC). The threshold is the largest that
+    glibc itself goes to: larger tensors are mapped afresh, as they are in every program.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

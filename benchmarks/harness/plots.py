@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 from eqtp.benchmarks.harness.charts import Bar, Series, bar_chart, plane
 from eqtp.benchmarks.harness.measure import Row
 
-__all__ = ["colours", "crossovers", "family_plots", "overview_plots"]
+__all__ = [
+    "Figure",
+    "colours",
+    "crossovers",
+    "expressivity_plots",
+    "family_plots",
+    "overview_plots",
+    "plots_over_x",
+    "speed_up_plots",
+]
 
 MAX_BARS = 80
 Ceilings = Mapping[str, Mapping[str, Any]]
 """Measured rates by number of threads, as in the record."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart as SVG with its title and what is to be said below it."""
+
+    title: str
+    chart: str
+    notes: Sequence[str] = ()
 
 
 def colours(rows: Iterable[Row]) -> dict[str, int]:
@@ -26,20 +44,20 @@ def colours(rows: Iterable[Row]) -> dict[str, int]:
 
 def family_plots(
     rows: Sequence[Row], ceilings: Ceilings, clock: str, colour: Mapping[str, int]
-) -> list[str]:
+) -> list[Figure]:
     """Time over L or channels, speed-up bars of other cases, expressivity, the roofline."""
     drawn = {row["group"] for row in rows if _is_line(row["group"], rows)}
     return [
-        *_over_x([row for row in rows if row["group"] in drawn], clock, colour),
-        *_speed_ups([row for row in rows if row["group"] not in drawn], clock, colour),
-        *_expressivity(rows, clock, colour),
+        *plots_over_x([row for row in rows if row["group"] in drawn], clock, colour),
+        *speed_up_plots([row for row in rows if row["group"] not in drawn], clock, colour),
+        *expressivity_plots(rows, clock, colour),
         *_rooflines([row for row in rows if row["task"] == "forward"], ceilings, clock, colour),
     ]
 
 
 def overview_plots(
     rows: Sequence[Row], ceilings: Ceilings, clock: str, colour: Mapping[str, int]
-) -> list[str]:
+) -> list[Figure]:
     """The roofline of the fastest of every case, and error beside time, of forward passes."""
     forward = [row for row in rows if row["task"] == "forward"]
     best: dict[tuple[Any, ...], Row] = {}
@@ -56,7 +74,7 @@ def overview_plots(
     )
     if series:
         chart = plane(series, "time per output number, ns", "relative error")
-        figures.append(_figure("Error beside time, forward", chart))
+        figures.append(Figure("Error beside time, forward", chart))
     return figures
 
 
@@ -77,7 +95,8 @@ def _series(
     return [found[name] for name in sorted(found, key=lambda name: colour[name])]
 
 
-def _over_x(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+def plots_over_x(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[Figure]:
+    """Time per row over L or channels, one for each group of cases, task, threads and dtype."""
     figures = []
     keys = dict.fromkeys((r["group"], r["task"], r["threads"], r["dtype"]) for r in rows)
     for group, task, threads, dtype in keys:
@@ -97,8 +116,8 @@ def _over_x(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[
         )
         chart = plane(series, x, "time per row, ns", x_log=x == "channels")
         title = f"{group}: {task}, {dtype}, {threads} thread(s)"
-        notes = [escape(note) for note in crossovers(series, x)]
-        figures.append(_figure(title, chart, notes))
+        notes = crossovers(series, x)
+        figures.append(Figure(title, chart, notes))
     return figures
 
 
@@ -127,7 +146,8 @@ def crossovers(series: Sequence[Series], x: str) -> list[str]:
     return ["fastest: " + ", ".join(texts)]
 
 
-def _speed_ups(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+def speed_up_plots(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[Figure]:
+    """Bars of the ratios to the baseline, one for each task, number of threads and dtype."""
     figures = []
     for task, threads, dtype in dict.fromkeys((r["task"], r["threads"], r["dtype"]) for r in rows):
         bars = []
@@ -146,11 +166,12 @@ def _speed_ups(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> li
             rest = len(bars) - MAX_BARS
             notes = [f"{rest} more rows are in the table below"] if rest > 0 else []
             title = f"Speed-up, {task}, {dtype}, {threads} thread(s)"
-            figures.append(_figure(title, chart, notes))
+            figures.append(Figure(title, chart, notes))
     return figures
 
 
-def _expressivity(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[str]:
+def expressivity_plots(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -> list[Figure]:
+    """The dimension that the weights reach beside the time of a forward pass, for each group."""
     figures = []
     some = [row for row in rows if row.get("expressivity") and row["task"] == "forward"]
     for setting, threads, dtype in dict.fromkeys(
@@ -169,7 +190,7 @@ def _expressivity(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) ->
             )
             chart = plane(series, "time per row, ns", "dimension of the bilinear maps")
             title = f"Expressivity and time, {setting}: {dtype}, {threads} thread(s)"
-            figures.append(_figure(title, chart, ["each point is a degree L, from left to right"]))
+            figures.append(Figure(title, chart, ["each point is a degree L, from left to right"]))
     return figures
 
 
@@ -179,7 +200,7 @@ def _rooflines(
     clock: str,
     colour: Mapping[str, int],
     whose: str = "forward",
-) -> list[str]:
+) -> list[Figure]:
     """One for each dtype and number of threads; rows without counted arithmetic have no place."""
     figures = []
     counted = [row for row in rows if row.get("flops") and row.get("bytes")]
@@ -202,15 +223,10 @@ def _rooflines(
         )
         note = f"ceiling: {bandwidth / 1e9:.1f} GB/s and {peak / 1e9:.0f} GFLOP/s, {limits['how']}"
         title = f"Roofline, {whose}, {dtype}, {threads} thread(s)"
-        figures.append(_figure(title, chart, [escape(note)]))
+        figures.append(Figure(title, chart, [note]))
     return figures
 
 
 def _ceiling(peak: float, bandwidth: float, flops_per_byte: float) -> float:
     """Most GFLOP per second."""
     return min(peak, flops_per_byte * bandwidth) / 1e9
-
-
-def _figure(title: str, chart: str, notes: Sequence[str] = ()) -> str:
-    text = "".join(f"<p>{note}</p>" for note in notes)
-    return f"<figure><h3>{escape(title)}</h3>{chart}<figcaption>{text}</figcaption></figure>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from eqtp.benchmarks.harness.charts import STYLE
 from eqtp.benchmarks.harness.measure import Row
-from eqtp.benchmarks.harness.plots import colours, family_plots, overview_plots
+from eqtp.benchmarks.harness.plots import Figure, colours, family_plots, overview_plots
+from eqtp.files import write_atomically
 
 __all__ = ["page", "write_report"]
 
@@ -47,10 +47,8 @@ error is above its tolerance, the result is empty, or the clock met something be
 
 
 def write_report(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes the page of a record: to a temporary file of the same folder, then os.replace."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page(record))
-    os.replace(temporary, path)
+    """Writes the page of a record, whole or not at all."""
+    write_atomically(path, page(record).encode())
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -90,9 +88,17 @@ def _head(record: Mapping[str, Any]) -> str:
     return f"<h1>eqtp benchmarks</h1>{text}"
 
 
-def _section(title: str, figures: Sequence[str], table: str) -> str:
-    charts = f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+def _section(title: str, figures: Sequence[Figure], table: str) -> str:
+    charts = f'<div class="figures">{"".join(map(_figure, figures))}</div>' if figures else ""
     return f"<h2>{escape(title.replace('_', ' '))}</h2>{charts}{table}"
+
+
+def _figure(figure: Figure) -> str:
+    notes = "".join(f"<p>{escape(note)}</p>" for note in figure.notes)
+    return (
+        f"<figure><h3>{escape(figure.title)}</h3>{figure.chart}"
+        f"<figcaption>{notes}</figcaption></figure>"
+    )
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from eqtp.benchmarks.__main__ import main
 from eqtp.benchmarks.harness.charts import Bar, Series, bar_chart, plane
+from eqtp.benchmarks.harness.pictures import pictures
 from eqtp.benchmarks.harness.plots import crossovers
+from eqtp.benchmarks.harness.record import write_record
 from eqtp.benchmarks.harness.report import page, write_report
 from eqtp.benchmarks.harness.table import summary, table
 
@@ -103,6 +106,29 @@ def test_charts_are_well_formed() -> None:
         ElementTree.fromstring(chart)
         assert "nan" not in chart
         assert "inf" not in chart
+
+
+def test_pictures_stand_alone(tmp_path: Path) -> None:
+    """Files with their own colours and background; a run that lacks their families is refused."""
+    whole = record()
+    for family, group in (("products", "MIMO natural"), ("products", "MIMO all")):
+        whole["rows"] += [{**one, "family": family, "group": group} for one in record()["rows"]]
+    for family in ("convolution", "models"):
+        whole["rows"] += [{**one, "family": family, "group": ""} for one in record()["rows"]]
+    write_record(tmp_path / "suite.json", whole)
+    assert main(["pictures", str(tmp_path / "suite.json")]) == 0
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".svg")
+    assert names == [
+        f"suite_{name}.svg" for name in ("convolution", "expressivity", "models", "products")
+    ]
+    for name in names:
+        picture = (tmp_path / name).read_text()
+        root = ElementTree.fromstring(picture)
+        assert root.get("width") == "680"
+        assert "--page" in picture
+        assert "gaunt" in picture
+    with pytest.raises(ValueError, match="needs the families products, convolution and models"):
+        pictures(record())
 
 
 def test_a_series_has_one_colour_in_all_charts() -> None:

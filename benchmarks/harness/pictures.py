@@ -1,0 +1,73 @@
+"""`eqtp bench pictures SUITE.json`: the README's pictures of a run, SVG files beside the record."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eqtp.benchmarks.harness.charts import standalone
+from eqtp.benchmarks.harness.measure import Row
+from eqtp.benchmarks.harness.plots import (
+    Figure,
+    colours,
+    expressivity_plots,
+    plots_over_x,
+    speed_up_plots,
+)
+from eqtp.benchmarks.harness.record import read_record
+from eqtp.files import write_atomically
+
+__all__ = ["add_arguments", "pictures", "run"]
+
+
+def pictures(record: Mapping[str, Any]) -> dict[str, str]:
+    """SVG by name, of forward passes on the fewest threads.
+
+    Products over L, expressivity beside time, and the speed-ups of convolutions and of models.
+
+    Raises:
+        ValueError: The run lacks the families `products`, `convolution` or `models`.
+    """
+    rows = [row for row in record["rows"] if row["status"] == "measured"]
+    threads = min((row["threads"] for row in rows), default=1)
+    rows = [row for row in rows if (row["task"], row["threads"]) == ("forward", threads)]
+    over_l = [r for r in rows if (r["family"], r["group"]) == ("products", "MIMO natural")]
+    all_paths = [r for r in rows if (r["family"], r["group"]) == ("products", "MIMO all")]
+    clock = record["clock"]
+    drawn: dict[str, tuple[list[Row], Any]] = {
+        "products": (over_l, plots_over_x),
+        "expressivity": (all_paths, expressivity_plots),
+        "convolution": ([r for r in rows if r["family"] == "convolution"], speed_up_plots),
+        "models": ([r for r in rows if r["family"] == "models"], speed_up_plots),
+    }
+    files = {}
+    for name, (some, draw) in drawn.items():
+        figures: list[Figure] = draw(some, clock, colours(some))
+        if not figures:
+            raise ValueError(
+                f"the picture {name!r} needs the families products, convolution and models, got "
+                f"{_families(rows)}: run `eqtp bench all`"
+            )
+        files[name] = standalone(figures[0].chart, figures[0].title)
+    return files
+
+
+def _families(rows: Iterable[Row]) -> list[str]:
+    return sorted({row["family"] for row in rows})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `eqtp bench pictures`."""
+    parser.add_argument("record", type=Path, help="JSON file of a run of all families")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the pictures: of suite.json, suite_products.svg and others."""
+    path: Path = args.record
+    for name, picture in pictures(read_record(path)).items():
+        target = path.with_name(f"{path.stem}_{name}.svg")
+        write_atomically(target, picture.encode())
+        print(f"written: {target}")
+    return 0
