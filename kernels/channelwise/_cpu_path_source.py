@@ -18,7 +18,10 @@ __all__ = ["indented", "path_source"]
 def path_source(plan: Pass, number: int, path: Path) -> str:
     """The function path_`number`, what a tile computes for a path."""
     program = path_program(
-        plan.problem.degrees(path), path.coefficient, path.has_weight
+        plan.problem.degrees(path),
+        path.coefficient,
+        path.has_weight,
+        has_grad_x="grad_x" in plan.computed,
     ).specialize(plan.present, plan.computed)
     mul = plan.problem.irreps_in1[path.i_in1].mul
     missing = [
@@ -67,8 +70,13 @@ class _PathPrinter:
             else:
                 writes.append(self._write(target, value))
         writes += [self._write(Variable(name), "vec{}") for name in self.missing]
-        fetched = [v.name for v in self._channel_operands if v.name in self.parent.streamed]
-        fetches = [f"__builtin_prefetch(next_{n}), next_{n} += LANES;" for n in fetched]
+        written = [v.name for v in self.program.targets] + self.missing
+        touched = {v.name for v in self._channel_operands} | set(written)
+        fetched = [name for name in self.parent.streamed if name in touched]
+        fetches = [
+            f"__builtin_prefetch(next_{n}, {int(n in self.parent.results)}, 1), next_{n} += LANES;"
+            for n in fetched
+        ]
         return _PATH.format(
             number=self.number,
             mul=self.mul,

@@ -7,7 +7,8 @@ For one edge and one channel, with C the path's constants (coefficient included)
 is linear in each operand. Its derivatives are the first order; with directions vx, vy, vw, those of
 T(vx, y, w; g) + T(x, vy, w; g) + T(x, y, vw; g) are the second (names end in 2). The constants meet
 y first, M[i, k] = sum_j C y[j]: where y has no channels that is done once per edge and shared by
-all channels, 1.6 to 1.9 times fewer operations than three factors per constant.
+all channels, 1.6 to 1.9 times fewer operations than three factors per constant. The gradients in x
+and in w share u[i] = sum_k M[i, k] g[k].
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ LIKE = {
 
 @lru_cache(maxsize=1024)
 def path_program(
-    degrees: tuple[int, int, int], coefficient: float, has_weight: bool, y_kind: Kind = "edge"
+    degrees: tuple[int, int, int],
+    coefficient: float,
+    has_weight: bool,
+    y_kind: Kind = "edge",
+    *,
+    has_grad_x: bool = True,
 ) -> Program:
     """All formulas of a path.
 
@@ -47,6 +53,8 @@ def path_program(
         coefficient: The path's constant.
         has_weight: Whether the path has a weight; otherwise w is 1 and vw is 0.
         y_kind: "channel" where the second operand has the channels, too ("uuu").
+        has_grad_x: Whether grad_x will be computed; grad_w then takes u from it, otherwise t, whose
+            components need not be kept.
     """
     constants = coefficient * wigner_3j(*degrees)
     terms = [
@@ -65,10 +73,11 @@ def path_program(
         )
 
     pairs = sorted({(i, k) for i, _, k, _ in terms})
-    outputs = sorted({k for _, k in pairs})
+    inputs, outputs = sorted({i for i, _ in pairs}), sorted({k for _, k in pairs})
     define("M", y_kind, (((i, k), product("y", j, coefficient=c)) for i, j, k, c in terms))
     define("V", y_kind, (((i, k), product("vy", j, coefficient=c)) for i, j, k, c in terms))
     define("t", "channel", (((k,), product("M", i, k, "x", i)) for i, k in pairs))
+    define("u", "channel", (((i,), product("M", i, k, "g", k)) for i, k in pairs))
     define(
         "s",
         "channel",
@@ -78,16 +87,23 @@ def path_program(
             for term in (product("M", i, k, "vx", i), product("V", i, k, "x", i))
         ),
     )
+    define("a", "channel", (((i,), product(*w, "x", i)) for i in inputs))
     define("q", "channel", (((k,), product(*w, "g", k)) for k in outputs))
     if has_weight:
         define("p", "channel", (((k,), product("vw", "g", k)) for k in outputs))
 
-    define("out", "channel", (((k,), product(*w, "t", k)) for k in outputs))
-    define("grad_x", "channel", (((i,), product("M", i, k, "q", k)) for i, k in pairs))
-    define("r", "channel", (((i, k), product("q", k, "x", i)) for i, k in pairs))
+    narrow = len(inputs) < len(outputs)  # the weight meets the operand of fewer components
+    if narrow:
+        define("out", "channel", (((k,), product("M", i, k, "a", i)) for i, k in pairs))
+        define("r", "channel", (((i, k), product("a", i, "g", k)) for i, k in pairs))
+    else:
+        define("out", "channel", (((k,), product(*w, "t", k)) for k in outputs))
+        define("r", "channel", (((i, k), product("q", k, "x", i)) for i, k in pairs))
+    define("grad_x", "channel", (((i,), product(*w, "u", i)) for i in inputs))
     define("grad_y", "channel", (((j,), product("r", i, k, coefficient=c)) for i, j, k, c in terms))
     if has_weight:
-        define("grad_w", "channel", (((), product("t", k, "g", k)) for k in outputs))
+        name, like, indices = ("u", "x", inputs) if has_grad_x else ("t", "g", outputs)
+        define("grad_w", "channel", (((), product(name, i, like, i)) for i in indices))
 
     both = ["s"] if not has_weight else ["s", "t"]
     weights = {"s": w, "t": ["vw"]}

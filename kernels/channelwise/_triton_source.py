@@ -43,7 +43,8 @@ def _specialized(
     operands: tuple[str, ...],
     results: tuple[str, ...],
 ) -> Program:
-    return path_program(*formulas).specialize(operands, results)
+    program = path_program(*formulas, has_grad_x="grad_x" in results)
+    return program.specialize(operands, results)
 
 
 @dataclass(frozen=True)

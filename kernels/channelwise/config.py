@@ -63,7 +63,7 @@ class TritonLaunch:
     max_products: int
 
 
-_TRITON_MAX_PRODUCTS = {(4, 32): 800, (8, 32): 500, (4, 64): 500, (8, 64): 400}
+_TRITON_MAX_PRODUCTS = {(4, 32): 800, (8, 32): 500, (4, 64): 500, (8, 64): 360}
 
 
 def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
