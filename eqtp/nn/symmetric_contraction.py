@@ -60,7 +60,7 @@ class SymmetricContraction(nn.Module):
         weights: One parameter [num_elements, num_paths, C] for every block of irreps_out and,
             inside a block, every degree; drawn from a normal distribution of width 1 / num_paths.
             Of the Gaunt methods one parameter [num_elements, num_weights, C] in the order of
-            `gaunt`: u and v are 1, w is drawn from the standard normal distribution.
+            `gaunt`: u and v are 1, w is drawn from a normal distribution of width 0.1.
         gaunt: The Gaunt product; None for method "cg".
         projection: Only for basis "mace": [paths of mace, independent paths], block-diagonal.
 
@@ -292,9 +292,15 @@ class SymmetricContraction(nn.Module):
 def _initial_weights(
     problem: GauntContractionProblem, num_elements: int
 ) -> Float[Tensor, "num_elements num_weights num_channels"]:
-    """Weights u and v of 1, so that f is x and intermediates are as they are; random w."""
+    """Weights u and v of 1, so that f is x and intermediates are as they are; small random w.
+
+    Adam's steps are of one size for all parameters, so that the smaller weights learn the faster;
+    those of method "cg" start at 1 / num_paths. MACE 32x0e+32x1o on 3BPA after 2,160 steps, force
+    RMSE of the validation frames in meV/Å, for w of width 1, 0.3, 0.1, 0.03: 54.6, 51.6, 50.6,
+    50.4; method "cg" 48.6. Random u and products of different functions: no better.
+    """
     weights = torch.ones(num_elements, problem.num_weights, problem.num_channels)
-    weights[:, problem.power_weights(0).start :].normal_()
+    weights[:, problem.power_weights(0).start :].normal_(std=0.1)
     return weights
 
 
