@@ -50,7 +50,7 @@ def pictures(record: Mapping[str, Any]) -> dict[str, str]:
                 f"the picture {name!r} needs the families products, convolution and models, got "
                 f"{_families(rows)}: run `eqtp bench all`"
             )
-        files[name] = standalone(figures[0].chart, figures[0].title)
+        files[name] = standalone(figures[0].chart, f"{name.capitalize()}. {figures[0].title}")
     return files
 
 
