@@ -79,7 +79,7 @@ def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
     * 60 kept values of 4 bytes, as in a hand-made kernel that did not spill with 60 results.
     * As many products as leave no spill: with 1000, the largest kernels of mace-large take 168
       registers on sm_90 in float32 and those of nequip-benzene 254 of 255, and on gfx942 they spill
-      4 to 12 registers, in float64 20 with 584.
+      4 to 12 registers, in float64 20 with 584 and 3 with 400.
     """
     return TritonLaunch(
         channels=lanes,
