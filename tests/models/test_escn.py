@@ -14,6 +14,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from potential_checks import (
+    SETTINGS,
     assert_close,
     check_atom_alone,
     check_differentiable,
@@ -44,21 +45,7 @@ TOLERANCES = {
     "cutoff": 1e-7,  # 1e-4 Å inside of the cutoff the slope of the envelope is 2e-8 / Å
     "float32": 1e-5,  # eV/Å of forces of about 1 eV/Å
 }
-SETTINGS: dict[str, Any] = {
-    "atomic_numbers": [1, 6, 8],
-    "atomic_energies": [-13.6, -1030.0, -2041.0],
-    "avg_num_neighbors": 6.0,
-    "r_max": 4.0,
-    "lmax": 2,
-    "m_max": 1,
-    "channels": 4,
-    "hidden_channels": 3,
-    "num_layers": 2,
-    "edge_channels": 8,
-    "num_rbf": 8,
-    "shift": 0.3,
-    "scale": 0.7,
-}
+MODEL_SETTINGS = SETTINGS["ESCN"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "SO(3)": {"group": "SO(3)"},
     "O(3)": {"group": "O(3)"},
@@ -71,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def make(**changes: Any) -> ESCN:
     torch.manual_seed(0)
-    model = ESCN(**{**SETTINGS, **changes}).double().eval()
+    model = ESCN(**{**MODEL_SETTINGS, **changes}).double().eval()
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("bias", "offset", "gain")):  # constants at the start
             torch.nn.init.normal_(parameter, mean=0.5, std=0.3)

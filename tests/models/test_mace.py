@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from potential_checks import (
+    SETTINGS,
     assert_close,
     check_atom_alone,
     check_differentiable,
@@ -29,25 +30,12 @@ from potential_checks import (
 from eqtp.models import MACE
 from eqtp.models.training.data import from_ase
 
-SETTINGS: dict[str, Any] = {
-    "atomic_numbers": [1, 6, 8],
-    "atomic_energies": [-13.6, -1030.0, -2041.0],
-    "avg_num_neighbors": 6.0,
-    "r_max": 4.0,
-    "num_bessel": 4,
-    "max_ell": 2,
-    "correlation": 2,
-    "hidden_irreps": "4x0e+4x1o",
-    "mlp_irreps": "4x0e",
-    "radial_mlp": (8,),
-    "shift": 0.3,
-    "scale": 0.7,
-}
+MODEL_SETTINGS = SETTINGS["MACE"]
 
 
 def make(**changes: Any) -> MACE:
     torch.manual_seed(0)
-    return MACE(**{**SETTINGS, **changes}).double().eval()
+    return MACE(**{**MODEL_SETTINGS, **changes}).double().eval()
 
 
 @pytest.mark.parametrize("hidden", ["4x0e", "4x0e+4x1o", "3x0e+3x1o+3x2e"])

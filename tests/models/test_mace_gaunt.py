@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ase.build import molecule
-from potential_checks import check_loss_gradients
+from potential_checks import SETTINGS, check_loss_gradients
 from torch import Tensor
 
 from eqtp.models import MACE, load, save
@@ -21,23 +21,12 @@ TOLERANCES = {
     "difference": 1e-5,  # relative, of central differences with steps of 1e-5
 }
 PRODUCTS = ("gaunt", "gaunt_iterated")
-SETTINGS: dict[str, Any] = {
-    "atomic_numbers": [1, 6, 8],
-    "atomic_energies": [-13.6, -1030.0, -2041.0],
-    "avg_num_neighbors": 6.0,
-    "r_max": 4.0,
-    "num_bessel": 4,
-    "max_ell": 2,
-    "correlation": 3,
-    "hidden_irreps": "4x0e+4x1o",
-    "mlp_irreps": "4x0e",
-    "radial_mlp": (8,),
-}
+MODEL_SETTINGS = SETTINGS["MACE"] | {"correlation": 3}
 
 
 def make(**changes: Any) -> MACE:
     torch.manual_seed(0)
-    model = MACE(**{**SETTINGS, **changes}).double().eval()
+    model = MACE(**{**MODEL_SETTINGS, **changes}).double().eval()
     for block in model.products.modules():  # weights that are 1 at first could hide an order
         for weight in getattr(block, "weights", []):
             torch.nn.init.normal_(weight)

@@ -14,6 +14,7 @@ from ase.io import write
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 from potential_checks import (
+    SETTINGS,
     assert_close,
     check_forces,
     check_mirror_images_differ,
@@ -38,20 +39,12 @@ TOLERANCES = {
     "definition": 1e-10,  # relative, the bar; 3e-15 measured
     "cutoff": 1e-9,  # eV/Å: forces of an atom 1e-6 Å inside the cutoff vanish with its square
 }
-SETTINGS: dict[str, Any] = {
-    "atomic_numbers": [1, 6, 8],
-    "atomic_energies": [-13.6, -1030.0, -2041.0],
-    "r_max": 4.0,
-    "channels": 6,
-    "num_rbf": 7,
-    "shift": 0.3,
-    "scale": 0.7,
-}
+MODEL_SETTINGS = SETTINGS["TensorNet"]
 
 
 def make(**changes: Any) -> TensorNet:
     torch.manual_seed(0)
-    model = TensorNet(**{**SETTINGS, **changes}).double().eval()
+    model = TensorNet(**{**MODEL_SETTINGS, **changes}).double().eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zero or small at the start
             torch.nn.init.normal_(parameter, std=0.3)

@@ -24,6 +24,39 @@ TOLERANCES = {
     "gradient": 1e-5,  # relative, of central differences with steps of 1e-5
 }
 
+_SPECIES: dict[str, Any] = {
+    "atomic_numbers": [1, 6, 8],
+    "atomic_energies": [-13.6, -1030.0, -2041.0],
+    "r_max": R_MAX,
+    "shift": 0.3,
+    "scale": 0.7,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "MACE": {
+        **_SPECIES,
+        "avg_num_neighbors": 6.0,
+        "num_bessel": 4,
+        "max_ell": 2,
+        "correlation": 2,
+        "hidden_irreps": "4x0e+4x1o",
+        "mlp_irreps": "4x0e",
+        "radial_mlp": (8,),
+    },
+    "ESCN": {
+        **_SPECIES,
+        "avg_num_neighbors": 6.0,
+        "lmax": 2,
+        "m_max": 1,
+        "channels": 4,
+        "hidden_channels": 3,
+        "num_layers": 2,
+        "edge_channels": 8,
+        "num_rbf": 8,
+    },
+    "TensorNet": {**_SPECIES, "channels": 6, "num_rbf": 7},
+}
+"""Small models of every class."""
+
 
 def ethanol() -> Atoms:
     """A molecule without mirror plane."""
