@@ -21,8 +21,9 @@ def path_source(plan: Pass, number: int, path: Path) -> str:
         plan.problem.degrees(path),
         path.coefficient,
         path.has_weight,
-        has_grad_x="grad_x" in plan.computed,
-    ).specialize(plan.present, plan.computed)
+        plan.present,
+        plan.computed,
+    )
     mul = plan.problem.irreps_in1[path.i_in1].mul
     missing = [
         name
@@ -70,8 +71,8 @@ class _PathPrinter:
             else:
                 writes.append(self._write(target, value))
         writes += [self._write(Variable(name), "vec{}") for name in self.missing]
-        written = [v.name for v in self.program.targets] + self.missing
-        touched = {v.name for v in self._channel_operands} | set(written)
+        variables = (*self._channel_operands, *self.program.targets)
+        touched = {*(v.name for v in variables), *self.missing}
         fetched = [name for name in self.parent.streamed if name in touched]
         fetches = [
             f"__builtin_prefetch(next_{n}, {int(n in self.parent.results)}, 1), next_{n} += LANES;"

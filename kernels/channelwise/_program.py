@@ -37,24 +37,34 @@ LIKE = {
 """The operand that every name is shaped like; w = h m where weights come from a radial network."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def path_program(
     degrees: tuple[int, int, int],
     coefficient: float,
     has_weight: bool,
-    y_kind: Kind = "edge",
-    *,
-    has_grad_x: bool = True,
+    operands: tuple[str, ...],
+    results: tuple[str, ...],
 ) -> Program:
-    """All formulas of a path.
+    """The formulas of a path that some results need.
 
     Args:
         degrees: (l1, l2, l3).
         coefficient: The path's constant.
         has_weight: Whether the path has a weight; otherwise w is 1 and vw is 0.
-        y_kind: "channel" where the second operand has the channels, too ("uuu").
-        has_grad_x: Whether grad_x will be computed; grad_w then takes u from it, otherwise t, whose
-            components need not be kept.
+        operands: Those that are given; the others are zero.
+        results: Those that are wanted.
+    """
+    formulas = _formulas(degrees, coefficient, has_weight, has_grad_x="grad_x" in results)
+    return formulas.specialize(operands, results)
+
+
+@lru_cache(maxsize=1024)
+def _formulas(
+    degrees: tuple[int, int, int], coefficient: float, has_weight: bool, *, has_grad_x: bool
+) -> Program:
+    """All formulas of a path; with grad_x at hand, grad_w takes its u, otherwise t.
+
+    The components of t need not be kept.
     """
     constants = coefficient * wigner_3j(*degrees)
     terms = [
@@ -74,8 +84,8 @@ def path_program(
 
     pairs = sorted({(i, k) for i, _, k, _ in terms})
     inputs, outputs = sorted({i for i, _ in pairs}), sorted({k for _, k in pairs})
-    define("M", y_kind, (((i, k), product("y", j, coefficient=c)) for i, j, k, c in terms))
-    define("V", y_kind, (((i, k), product("vy", j, coefficient=c)) for i, j, k, c in terms))
+    define("M", "edge", (((i, k), product("y", j, coefficient=c)) for i, j, k, c in terms))
+    define("V", "edge", (((i, k), product("vy", j, coefficient=c)) for i, j, k, c in terms))
     define("t", "channel", (((k,), product("M", i, k, "x", i)) for i, k in pairs))
     define("u", "channel", (((i,), product("M", i, k, "g", k)) for i, k in pairs))
     define(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from textwrap import indent
 from typing import Literal
 
@@ -35,16 +35,6 @@ def sum_pieces(rows, pointers, num_nodes, dim, BLOCK: tl.constexpr):
             piece += 1
         tl.store(rows + node * dim + column, total, mask=column < dim)
 '''
-
-
-@lru_cache(maxsize=4096)
-def _specialized(
-    formulas: tuple[tuple[int, int, int], float, bool],
-    operands: tuple[str, ...],
-    results: tuple[str, ...],
-) -> Program:
-    program = path_program(*formulas, has_grad_x="grad_x" in results)
-    return program.specialize(operands, results)
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,13 @@ class Kernel:
     def program(self, number: int) -> Program:
         """The statements of a path."""
         path = self.problem.paths[number]
-        formulas = (self.problem.degrees(path), path.coefficient, path.has_weight)
-        return _specialized(formulas, self.operands, self.results)
+        return path_program(
+            self.problem.degrees(path),
+            path.coefficient,
+            path.has_weight,
+            self.operands,
+            self.results,
+        )
 
     @cached_property
     def mul(self) -> int:

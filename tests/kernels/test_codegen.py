@@ -48,9 +48,8 @@ def test_specialize_keeps_what_bears_on_the_results() -> None:
 
 
 def test_statements_stand_right_before_their_first_use() -> None:
-    program = path_program((2, 2, 2), 1.0, True).specialize(
-        {"x", "y", "w", "g", "vx", "vy", "vw"}, SECOND_ORDER.values()
-    )
+    operands = "x", "y", "w", "g", "vx", "vy", "vw"
+    program = path_program((2, 2, 2), 1.0, True, operands, tuple(SECOND_ORDER.values()))
     defined: set[Variable] = set()
     used = {f for s in program.statements for p in s.products for f in p.factors}
     for statement in program.statements:
