@@ -2,7 +2,7 @@
 
 eqtp bench products --quick          one family, a few small cases
 eqtp bench --quick                   all families, minutes
-eqtp bench all                       all families, about an hour
+eqtp bench all                       all families, more than an hour
 eqtp bench compare A.json B.json     what became slower from one run to another
 eqtp bench findings SUITE.json       the statements of "The Price of Freedom", measured
 eqtp bench pictures SUITE.json       the README's pictures

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eqtp.benchmarks.harness.charts import standalone
-from eqtp.benchmarks.harness.measure import Row
 from eqtp.benchmarks.harness.plots import (
     Figure,
     colours,
@@ -22,6 +21,15 @@ from eqtp.files import write_atomically
 __all__ = ["add_arguments", "pictures", "run"]
 
 
+_PICTURES: dict[str, tuple[str, str | None, Callable[..., list[Figure]]]] = {
+    "products": ("products", "MIMO natural", plots_over_x),
+    "expressivity": ("products", "MIMO all", expressivity_plots),
+    "convolution": ("convolution", None, speed_up_plots),
+    "models": ("models", None, speed_up_plots),
+}
+"""The family and the group (None: all) whose rows are drawn, and how; the first plot is taken."""
+
+
 def pictures(record: Mapping[str, Any]) -> dict[str, str]:
     """SVG by name, of forward passes on the fewest threads.
 
@@ -33,29 +41,17 @@ def pictures(record: Mapping[str, Any]) -> dict[str, str]:
     rows = [row for row in record["rows"] if row["status"] == "measured"]
     threads = min((row["threads"] for row in rows), default=1)
     rows = [row for row in rows if (row["task"], row["threads"]) == ("forward", threads)]
-    over_l = [r for r in rows if (r["family"], r["group"]) == ("products", "MIMO natural")]
-    all_paths = [r for r in rows if (r["family"], r["group"]) == ("products", "MIMO all")]
-    clock = record["clock"]
-    drawn: dict[str, tuple[list[Row], Any]] = {
-        "products": (over_l, plots_over_x),
-        "expressivity": (all_paths, expressivity_plots),
-        "convolution": ([r for r in rows if r["family"] == "convolution"], speed_up_plots),
-        "models": ([r for r in rows if r["family"] == "models"], speed_up_plots),
-    }
     files = {}
-    for name, (some, draw) in drawn.items():
-        figures: list[Figure] = draw(some, clock, colours(some))
+    for name, (family, group, draw) in _PICTURES.items():
+        some = [r for r in rows if r["family"] == family and group in (None, r["group"])]
+        figures = draw(some, record["clock"], colours(some))
         if not figures:
             raise ValueError(
                 f"the picture {name!r} needs the families products, convolution and models, got "
-                f"{_families(rows)}: run `eqtp bench all`"
+                f"{sorted({row['family'] for row in rows})}: run `eqtp bench all`"
             )
         files[name] = standalone(figures[0].chart, f"{name.capitalize()}. {figures[0].title}")
     return files
-
-
-def _families(rows: Iterable[Row]) -> list[str]:
-    return sorted({row["family"] for row in rows})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
