@@ -163,19 +163,38 @@ def results_folder(device: str = "cpu") -> Path:
     return base / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def worker(module: str, threads: int, *options: object) -> dict[str, Any]:
+class WorkerError(RuntimeError):
+    """A measuring process failed.
+
+    Attributes:
+        answer: What it had written until then; None where it had written nothing.
+    """
+
+    def __init__(self, reason: str, answer: dict[str, Any] | None) -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+def worker(
+    module: str, threads: int, *options: object, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """What a benchmark measures in a fresh interpreter, where OpenMP starts with those threads.
 
     The module is run with `--worker FILE --threads THREADS` and `options` and writes its answer to
-    FILE.
+    FILE; `environment` is added to this process's.
+
+    Raises:
+        WorkerError: The process failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", module, "--worker", str(answer)]
         command += ["--threads", str(threads), *map(str, options)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, env=environment)
-        result: dict[str, Any] = json.loads(answer.read_text())
+        variables = os.environ | {"OMP_NUM_THREADS": str(threads)} | dict(environment or {})
+        status = subprocess.run(command, env=variables).returncode
+        result: dict[str, Any] | None = json.loads(answer.read_text()) if answer.exists() else None
+    if status or result is None:
+        raise WorkerError(str(subprocess.CalledProcessError(status, command)), result)
     return result
 
 

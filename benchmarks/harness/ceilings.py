@@ -37,6 +37,14 @@ class Ceilings:
         flops = self.flops_per_second[str(dtype).removeprefix("torch.")]
         return max(work.numbers * dtype.itemsize / self.bytes_per_second, work.flops / flops)
 
+    def raised_to(self, other: Ceilings) -> Ceilings:
+        """The higher of both for each rate: what else ran during a measurement is no ceiling."""
+        flops = {
+            dtype: max(rate, other.flops_per_second[dtype])
+            for dtype, rate in self.flops_per_second.items()
+        }
+        return Ceilings(max(self.bytes_per_second, other.bytes_per_second), flops, self.how)
+
     def as_dict(self) -> dict[str, Any]:
         """For the JSON file."""
         return asdict(self)

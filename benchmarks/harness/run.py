@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from eqtp.benchmarks.harness.ceilings import measure_ceilings
+from eqtp.benchmarks.harness.case import Work
+from eqtp.benchmarks.harness.ceilings import Ceilings, measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
 from eqtp.benchmarks.harness.measure import Options, measure
-from eqtp.benchmarks.harness.memory import keep_freed_memory
+from eqtp.benchmarks.harness.memory import LARGE_PAGES, keep_freed_memory, limit_memory
 from eqtp.benchmarks.harness.providers import versions
 from eqtp.benchmarks.harness.record import write_record
 from eqtp.benchmarks.harness.report import write_report
 from eqtp.benchmarks.harness.table import summary, table
-from eqtp.benchmarks.timing import device_name, machine, results_folder, worker, write_json
+from eqtp.benchmarks.timing import (
+    WorkerError,
+    device_name,
+    machine,
+    results_folder,
+    worker,
+    write_json,
+)
 
-__all__ = ["FAMILIES", "add_arguments", "main", "run_families"]
+__all__ = ["FAMILIES", "add_arguments", "main", "raise_ceilings", "run_families"]
 
 MODULE = "eqtp.benchmarks.harness.run"
 FAMILIES = {
@@ -117,22 +124,41 @@ def _run_one(
         options += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
     if args.seconds is not None:
         options += ["--seconds", args.seconds]
+    name = f"{family}, {threads} thread(s), {dtype}"
     try:
-        answer = worker(MODULE, threads, *options)
-    except subprocess.CalledProcessError as error:
-        record["failed"][f"{family}, {threads} threads, {dtype}"] = str(error)
-        return
-    record["ceilings"][str(threads)] = answer["ceilings"]
-    record["costs"][f"{family}, {threads} thread(s), {dtype}"] = answer["costs"]
+        answer = worker(MODULE, threads, *options, environment=LARGE_PAGES)
+    except WorkerError as error:
+        record["failed"][name] = str(error)
+        if error.answer is None:
+            return
+        answer = error.answer
+        record["failed"][name] += f" Measured before: {', '.join(answer['costs']) or 'no case'}."
+    record["costs"][name] = answer["costs"]
     record["rows"] += answer["rows"]
+    raise_ceilings(record, threads, answer["ceilings"])
     print(table(answer["rows"], args.clock), flush=True)
 
 
-def measure_family(args: argparse.Namespace) -> dict[str, Any]:
-    """The rows of a family in this process, with a progress bar."""
+def raise_ceilings(record: dict[str, Any], threads: int, found: Mapping[str, Any]) -> None:
+    """Keeps the highest rates that any process measured, and every row's share of them."""
+    ceilings = Ceilings(**found)
+    if str(threads) in record["ceilings"]:
+        ceilings = ceilings.raised_to(Ceilings(**record["ceilings"][str(threads)]))
+    record["ceilings"][str(threads)] = ceilings.as_dict()
+    for row in record["rows"]:
+        if row["threads"] == threads and "roofline" in row:
+            dtype = getattr(torch, row["dtype"])
+            work = Work(row["flops"], row["bytes"] / dtype.itemsize)
+            row["roofline"] = ceilings.seconds(work, dtype) / row[record["clock"]]["median"]
+
+
+def measure_family(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What a family has measured in this process, from case to case, with a progress bar."""
     from tqdm import tqdm
 
     keep_freed_memory()
+    if args.device == "cpu":
+        limit_memory()
     threads, dtype = args.threads[0], getattr(torch, args.dtype[0])
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)  # some rivals read it
@@ -152,14 +178,16 @@ def measure_family(args: argparse.Namespace) -> dict[str, Any]:
     )
     cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]
     ceilings = measure_ceilings(args.device, threads)
-    rows, costs = [], {}
+    answer: dict[str, Any] = {"ceilings": ceilings.as_dict(), "rows": [], "costs": {}}
+    yield answer
     for case in (bar := tqdm(cases, desc=f"{args.family}, {threads} thread(s)", leave=False)):
         bar.set_postfix_str(case.name)
         start = _elapsed()
         for found in measure(case, options, ceilings):
-            rows += found
-        costs[case.name] = {clock: now - start[clock] for clock, now in _elapsed().items()}
-    return {"ceilings": ceilings.as_dict(), "rows": rows, "costs": costs}
+            answer["rows"] += found
+        taken = {clock: now - start[clock] for clock, now in _elapsed().items()}
+        answer["costs"][case.name] = taken
+        yield answer
 
 
 def _elapsed() -> dict[str, float]:
@@ -177,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="eqtp bench")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    write_json(args.worker, measure_family(args))
+    for answer in measure_family(args):  # what a killed process had measured is not lost
+        write_json(args.worker, answer)
     return 0
 
 

@@ -5,7 +5,11 @@ Each test names the flaw (`benchmarks/README.md` lists them with their sources).
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,11 +22,13 @@ import torch
 from torch import Tensor
 
 from eqtp.benchmarks import timing
+from eqtp.benchmarks.harness import run
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
 from eqtp.benchmarks.harness.ceilings import Ceilings, ceiling_source
 from eqtp.benchmarks.harness.counting import contraction_work, flops_per_row, product_work
 from eqtp.benchmarks.harness.measure import Options, Row, is_late_setup, measure
 from eqtp.benchmarks.harness.memory import peak_bytes
+from eqtp.benchmarks.harness.record import read_record
 from eqtp.benchmarks.products import product
 from eqtp.benchmarks.timing import Samples, alternate
 from eqtp.kernels.codegen.availability import why_unavailable
@@ -317,6 +323,18 @@ def test_roofline_is_the_slower_of_traffic_and_arithmetic() -> None:
     assert row["bytes"] == 1000
 
 
+def test_shares_are_of_the_highest_rates_that_any_process_measured() -> None:
+    row = {"threads": 1, "dtype": "float32", "flops": 10.0, "bytes": 80.0, "roofline": 0.5}
+    rows = [{**row, "wall": {"median": 40.0}}, {**row, "wall": {"median": 40.0}, "threads": 2}]
+    record = {"clock": "wall", "ceilings": {}, "rows": rows}
+    run.raise_ceilings(record, 1, Ceilings(4.0, {"float32": 1.0}, "").as_dict())
+    assert rows[0]["roofline"] == 0.5
+    run.raise_ceilings(record, 1, Ceilings(8.0, {"float32": 0.5}, "").as_dict())
+    assert rows[0]["roofline"] == 0.25
+    assert rows[1]["roofline"] == 0.5
+    assert record["ceilings"]["1"]["flops_per_second"] == {"float32": 1.0}
+
+
 def test_counted_flops_by_hand() -> None:
     """1o x 1o -> 0e of three channels and one: 3 constants; see `flops_per_row`."""
     problem = TensorProductProblem.from_instructions(
@@ -362,3 +380,43 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     if peak is None:
         pytest.skip("the kernel does not tell")
     assert 32e6 < peak < 60e6
+
+
+def test_a_call_beyond_the_memory_fails_by_itself() -> None:
+    script = (
+        "import torch\n"
+        "from eqtp.benchmarks.harness.memory import limit_memory\n"
+        "limit_memory(0.5 * 2**30 / MEMORY)\n"
+        "try:\n    torch.ones(2**28)\n"
+        "except RuntimeError:\n    print('refused')\n"
+    ).replace("MEMORY", "(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))")
+    command = [sys.executable, "-c", "import os\n" + script]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "refused\n"
+
+
+DYING = """
+import json, os, signal, sys
+ceilings = {"bytes_per_second": 1.0, "flops_per_second": {}, "how": "guessed"}
+costs = {"first case": {"wall": 2.0, "compilers": 0.0}}
+answer = {"ceilings": ceilings, "rows": [], "costs": costs}
+with open(sys.argv[sys.argv.index("--worker") + 1], "w") as file:
+    json.dump(answer, file)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_had_measured_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dying_worker.py").write_text(DYING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(run, "MODULE", "dying_worker")
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    args = parser.parse_args(["--threads", "1", "--output", str(tmp_path / "run.json")])
+    assert run.run_families(["matrix"], args) == 1
+    record = read_record(tmp_path / "run.json")
+    assert list(record["costs"]["matrix, 1 thread(s), float32"]) == ["first case"]
+    (failure,) = record["failed"].values()
+    assert "SIGKILL" in failure
+    assert failure.endswith("Measured before: first case.")
