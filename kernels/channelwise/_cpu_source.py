@@ -174,6 +174,9 @@ template <int NUMEL> static inline void prefetch(const real* row) {{
     for (int i = 0; i < NUMEL; i += 64 / sizeof(real)) __builtin_prefetch(row + i);
 }}
 // Rows of a result, from one receiver to before another; receivers without edges are among them.
+// Rows that will be added to are cleared as well: a first sum that is stored instead spares reading
+// what was cleared, but fetches every line of the row from memory first (forward of 20,000 edges of
+// 64 channels: 9.6 ms as it is, 11.0 ms with such stores).
 static inline void clear(real* rows, int64_t first, int64_t end) {{
     if (first < end) std::memset(rows + first * DIM_G, 0, (end - first) * DIM_G * sizeof(real));
 }}
@@ -186,6 +189,7 @@ static void run_tile(
     tile.nodes = 0;
     for (int e = 0; e < size; ++e) {{
         const int64_t node = a.receiver[first + e], edge = a.edge[first + e];
+        // A fixed distance, so that what tiles of any size fetch ahead joins without gaps.
         const int64_t next = first + e + TILE < end ? first + e + TILE : first + e;
         const int64_t before = first + e > 0 ? a.receiver[first + e - 1] : -1;
         if (e == 0 || node != before) {{
@@ -214,6 +218,14 @@ _RUN = (
     const int64_t edges = sizes[0], chunk_edges = sizes[1], senders = sizes[2];
     const int64_t receivers = sizes[3];
     const int64_t chunks = (edges + chunk_edges - 1) / chunk_edges;
+    // Whole receivers where they fit and fill half of a tile: their rows are read and added up once
+    // (20,000 edges at 800 receivers: gradients 46 ms instead of 55, forward 9.6 instead of 10.0).
+    auto tile_size = [&](int64_t first, int64_t end) -> int {
+        if (end - first <= TILE) return end - first;
+        for (int size = TILE; size >= TILE / 2; --size)
+            if (a.receiver[first + size] != a.receiver[first + size - 1]) return size;
+        return TILE;
+    };
     auto carried = [&](int64_t begin) -> int64_t {
         const bool inside = begin > 0 && a.receiver[begin] == a.receiver[begin - 1];
         return inside ? a.receiver[begin] : -1;
@@ -225,10 +237,8 @@ _RUN = (
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const int64_t begin = chunk * chunk_edges;
             const int64_t end = edges < begin + chunk_edges ? edges : begin + chunk_edges;
-            for (int64_t first = begin; first < end; first += TILE) {
-                const int size = end - first < TILE ? end - first : TILE;
-                run_tile(a, tile, first, size, end, chunk, carried(begin));
-            }
+            for (int64_t first = begin; first < end; first += tile.size)
+                run_tile(a, tile, first, tile_size(first, end), end, chunk, carried(begin));
         }
 @SENDERS@
     }
