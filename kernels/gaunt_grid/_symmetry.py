@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from torch import Tensor
 
 from eqtp.kernels.gaunt_grid._transforms import columns_of, fields_of
+from eqtp.kernels.gaunt_grid.config import ORBITS_COST
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
 from eqtp.so3.grid_symmetry import Orbit, X, Z, orbits, parity_class, symmetric_product_grid
 from eqtp.so3.sphere_grid import (
@@ -52,7 +53,7 @@ class Orbits:
         """Points of the grid."""
         return sum(orbit.size for orbit in self.orbits)
 
-    @property
+    @cached_property
     def num_statements(self) -> int:
         """Multiplications and additions of a synthesis, about its length in code."""
         products = sum(orbit.has(kind) for orbit in self.orbits for kind in self.classes)
@@ -117,7 +118,7 @@ class Rings:
             for index in range(self.num_angles // 4 + 1)
         )
 
-    @property
+    @cached_property
     def num_statements(self) -> int:
         """Multiplications and additions of a synthesis; those of rings are one piece of code."""
         quarter = sum(
@@ -176,4 +177,4 @@ def choose_grid(problem: SphereProductProblem) -> tuple[Orbits | Rings, ...]:
     costs = [
         sum(slot.num_statements + slot.num_points for slot in slots) for slots in (orbits, rings)
     ]
-    return tuple(orbits if costs[0] <= costs[1] else rings)
+    return tuple(orbits if ORBITS_COST * costs[0] <= costs[1] else rings)

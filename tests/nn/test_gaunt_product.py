@@ -59,6 +59,7 @@ class Case:
 
 
 BOTH = "2x0e+2x0o+2x1e+2x1o+2x2e+2x2o"
+EVEN = "2x0e+2x1e+2x2e"
 CASES = {
     "interaction": Case(natural(2, 3), natural(2, 3), natural(2, 3), "uuu"),
     "unweighted": Case(natural(2, 3), natural(2, 3), natural(2, 3), "uuu", weights=False),
@@ -71,6 +72,8 @@ CASES = {
     "repeated blocks": Case("2x1o+2x0e+2x1o", "2x1o+2x0e", "2x1o+2x2e+2x0e+2x2e", "uuu"),
     "unequal": Case("3x0e+2x1o", "0e+1o", "3x0e+2x1o+3x1o+2x2e", "uvu"),
     "both parities": Case(BOTH, BOTH, BOTH, "uuu"),
+    "one parity": Case(EVEN, EVEN, EVEN, "uuu"),
+    "full one parity": Case(EVEN, EVEN, EVEN, "uuu", "gaunt_full"),
     "full": Case(natural(2, 3), natural(2, 3), "3x0e+3x1e+3x1o+3x2e+3x2o", "uuu", "gaunt_full"),
     "full both parities": Case(BOTH, BOTH, BOTH, "uuu", "gaunt_full"),
     "full convolution": Case(BOTH, natural(2, 1), BOTH, "uvu", "gaunt_full"),
@@ -162,6 +165,15 @@ def test_passes_are_summed(name: str, evaluation: str) -> None:
     assert_close(derivatives(ours, x), derivatives(exact, x), TOLERANCES["float64"])
     each = [one(x[0], x[1], w) for w in x[2].chunk(3, dim=-1)]
     assert_close([ours], [torch.stack(each).sum(0) / math.sqrt(3)], TOLERANCES["float64"])
+
+
+def test_labels_do_not_change_the_work() -> None:
+    """Natural irreps and those of one parity are one function each: one product for all paths."""
+    flops = []
+    for irreps in (natural(2, 2), EVEN):
+        evaluator: Any = Case(irreps, irreps, irreps, "uuu").make(evaluation="grid").evaluator
+        flops.append(evaluator.flops["grid"])
+    assert flops[0] == flops[1]
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)

@@ -63,7 +63,10 @@ class GauntProduct:
         # Not when first called: that may be inside of `torch.compile`, which cannot follow it.
         direct = ClebschGordan(self.weights.cg_problem, self.backend, self.layout)
         object.__setattr__(self, "_direct", direct)
-        sectors = sectors_of(self.problem) if self.why_not_on_grid is None else ()
+        sectors: tuple[Sector, ...] = ()
+        if self.why_not_on_grid is None:
+            groupings = (sectors_of(self.problem, natural=natural) for natural in (True, False))
+            sectors = min(groupings, key=len)
         object.__setattr__(self, "_sectors", sectors)
 
     @classmethod

@@ -1,10 +1,12 @@
 """Blocks of irreps as functions on the sphere, and back: what the Gaunt methods multiply.
 
-Blocks of one operand make one function per channel, the sum of their harmonics. Blocks whose parity
-is (-1)^l ("natural") and the others are kept apart: a product of functions on the sphere knows
-degrees, not parities, and must not mix them. So are blocks of different multiplicity, unless the
-mode sums over it. A product of irreps is a sum of products of such functions (`Sector`), one for
-each pair that has paths, even sums and odd sums apart.
+Blocks of one operand make one function per channel, the sum of their harmonics. A product of
+functions on the sphere knows degrees, not parities, and must not mix them: blocks whose parity is
+(-1)^l ("natural") and the others are kept apart, or even ones and odd ones; natural irreps make one
+function by the first rule, those of e3nn's "0e + 1e + 2e" by the second. Blocks of different
+multiplicity are kept apart, too, unless the mode sums over it. A product of irreps is a sum of
+products of such functions (`Sector`), one for each pair that has paths, even sums and odd sums
+apart.
 """
 
 from __future__ import annotations
@@ -185,8 +187,7 @@ def sectors_of(problem: TensorProductProblem, *, natural: bool = True) -> tuple[
 
     Args:
         problem: The product.
-        natural: Whether blocks are kept apart by "naturalness"; otherwise by parity, which is
-            enough where one product computes even and odd sums alike.
+        natural: Whether blocks are kept apart by "naturalness"; otherwise by parity.
     """
     modes: set[Mode] = {path.mode for path in problem.paths}
     (mode,) = modes
