@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", default=[], help="parts of cases' names")
     parser.add_argument("--compiled", action="store_true", help="torch.compile takes part: slow")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="of the table")
+    parser.add_argument(
+        "--memory",
+        default="kept",
+        choices=["kept", "system"],
+        help="freed memory stays with the process, or goes where glibc sends it by default",
+    )
     parser.add_argument("--output", type=Path, help="the JSON file; the report stands beside it")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
@@ -80,6 +86,7 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
         "providers": versions(),
         "quick": args.quick,
         "clock": args.clock,
+        "memory": args.memory,
         "ceilings": {},
         "failed": {},
         "costs": {},
@@ -115,7 +122,7 @@ def _run_one(
 ) -> None:
     """Adds what a process of its own measures to the record, and prints its table."""
     options: list[object] = ["--family", family, "--dtype", dtype, "--device", args.device]
-    options += ["--clock", args.clock]
+    options += ["--clock", args.clock, "--memory", args.memory]
     for name in ("quick", "compiled"):
         options += [f"--{name}"] * getattr(args, name)
     if threads > 1 and not args.threads and args.device == "cpu":
@@ -126,7 +133,8 @@ def _run_one(
         options += ["--seconds", args.seconds]
     name = f"{family}, {threads} thread(s), {dtype}"
     try:
-        answer = worker(MODULE, threads, *options, environment=LARGE_PAGES)
+        environment = LARGE_PAGES if args.memory == "kept" else {}
+        answer = worker(MODULE, threads, *options, environment=environment)
     except WorkerError as error:
         record["failed"][name] = str(error)
         if error.answer is None:
@@ -156,7 +164,8 @@ def measure_family(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What a family has measured in this process, from case to case, with a progress bar."""
     from tqdm import tqdm
 
-    keep_freed_memory()
+    if args.memory == "kept":
+        keep_freed_memory()
     if args.device == "cpu":
         limit_memory()
     threads, dtype = args.threads[0], getattr(torch, args.dtype[0])
