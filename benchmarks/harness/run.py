@@ -132,8 +132,8 @@ def _run_one(
     if args.seconds is not None:
         options += ["--seconds", args.seconds]
     name = f"{family}, {threads} thread(s), {dtype}"
+    environment = LARGE_PAGES if args.memory == "kept" else {}
     try:
-        environment = LARGE_PAGES if args.memory == "kept" else {}
         answer = worker(MODULE, threads, *options, environment=environment)
     except WorkerError as error:
         record["failed"][name] = str(error)

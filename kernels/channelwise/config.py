@@ -38,7 +38,14 @@ def chunk_rows(row_bytes: int) -> int:
 
 
 CPU_TILE = 16
-"""Edges of a tile of the C++ kernels, whose matrix elements and rows share the first cache."""
+"""Edges of a tile of the C++ kernels, whose matrix elements and rows share the first cache.
+
+20,000 edges at 800 receivers, 64 channels, 17 paths, one thread of an AMD EPYC (Zen 4), ms:
+
+    tile             16     24     32
+    forward         9.8   10.0   10.3
+    gradients      45.9   47.0   48.3
+"""
 
 CPU_RADIAL_TILE = 32
 """Edges of a tile whose weights are computed: the wider, the less often the matrix is read."""

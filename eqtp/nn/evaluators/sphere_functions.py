@@ -182,7 +182,7 @@ class Sector:
         object.__setattr__(self, "problem", SphereProductProblem(*degrees, odd=bool(self.odd)))
 
 
-def sectors_of(problem: TensorProductProblem, *, natural: bool = True) -> tuple[Sector, ...]:
+def sectors_of(problem: TensorProductProblem, *, natural: bool) -> tuple[Sector, ...]:
     """The products of functions that make up a product of one mode.
 
     Args:
