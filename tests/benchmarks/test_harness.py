@@ -326,7 +326,7 @@ def test_roofline_is_the_slower_of_traffic_and_arithmetic() -> None:
 def test_shares_are_of_the_highest_rates_that_any_process_measured() -> None:
     row = {"threads": 1, "dtype": "float32", "flops": 10.0, "bytes": 80.0, "roofline": 0.5}
     rows = [{**row, "wall": {"median": 40.0}}, {**row, "wall": {"median": 40.0}, "threads": 2}]
-    record = {"clock": "wall", "ceilings": {}, "rows": rows}
+    record: dict[str, Any] = {"clock": "wall", "ceilings": {}, "rows": rows}
     run.raise_ceilings(record, 1, Ceilings(4.0, {"float32": 1.0}, "").as_dict())
     assert rows[0]["roofline"] == 0.5
     run.raise_ceilings(record, 1, Ceilings(8.0, {"float32": 0.5}, "").as_dict())
