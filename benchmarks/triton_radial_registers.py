@@ -26,8 +26,8 @@ from eqtp.benchmarks.triton_registers import (
 from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_radial import RadialPass
 from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
-from eqtp.kernels.channelwise._triton_source import End
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_items import End
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["PASSES", "compile_pass", "make_pass"]

@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,15 +23,21 @@ from typing import Any, Protocol
 import torch
 
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
+from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton import Pass
-from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
+from eqtp.kernels.channelwise._triton_source import FUNCTION, Kernel
+from eqtp.kernels.codegen.multilinear_terms import Term, differentiate
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_items import End
 from eqtp.kernels.gaunt_contraction import _triton as gaunt
 from eqtp.kernels.matrix import _triton as matrix
 from eqtp.kernels.spherical_harmonics import _triton as harmonics
 from eqtp.kernels.symmetric_contraction import _triton as contraction
-from eqtp.nn import ChannelwiseTensorProduct
+from eqtp.kernels.tensor_product import _triton as general
+from eqtp.kernels.tensor_product._form import SLOTS, VALUE
+from eqtp.kernels.tensor_product._triton_source import FUNCTION as GENERAL_FUNCTION
+from eqtp.nn import ChannelwiseTensorProduct, FullyConnectedTensorProduct
 from eqtp.problem import TensorProductProblem
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
@@ -39,6 +45,8 @@ __all__ = [
     "CONTRACTIONS",
     "CONTRACTION_PASSES",
     "GAUNT_CONTRACTIONS",
+    "GENERAL",
+    "GENERAL_PASSES",
     "HARMONICS",
     "MATRICES",
     "PASSES",
@@ -47,6 +55,7 @@ __all__ = [
     "Usage",
     "compile_contraction",
     "compile_gaunt_contraction",
+    "compile_general",
     "compile_harmonics",
     "compile_matrices",
     "compile_pass",
@@ -119,6 +128,16 @@ CONTRACTION_PASSES: dict[str, tuple[tuple[str, ...], bool]] = {
     "second w": (("grad_weight",), True),
 }
 """Results, and whether they are derivatives in a direction, of the passes that training needs."""
+
+GENERAL = {
+    "diffdock-l2": ("10x1o+10x1e+48x0e+48x0o", "0e+1o+2e", "10x1o+10x1e+48x0e+48x0o"),
+    "channel-by-channel": ("64x0e+64x1o+64x2e+64x3o",) * 3,
+}
+"""Irreps of products of the general family: every channel with every other on a graph, with weights
+for each edge; and rows of channels that keep to themselves ("uuu"), as in Allegro."""
+
+GENERAL_PASSES = ("value", "gradient", "second")
+"""The passes of training."""
 
 HARMONICS = {"harmonics-3": 3, "harmonics-11": 11}
 """Highest degrees."""
@@ -218,6 +237,38 @@ def _compile_kernels(
         yield compile_source(kernel.source, kernel.function, types, plan.launch, target)
 
 
+def compile_general(
+    name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
+) -> Iterator[Usage]:
+    """Compiles the kernels of a pass of a product of the general family."""
+    call = _general_call(name)
+    terms: Sequence[Term] = (VALUE,)
+    if pass_name != "value":
+        terms = differentiate(terms, 3, [0], [0, 1, 2])
+    if pass_name == "second":
+        terms = differentiate(terms, 4, [0, 1, 2], [0, 1, 2, 3])
+    made = call.kernels(terms, dtype, TARGETS[target][2])
+    kinds = {"real": REALS[dtype], "index": "*i64", "number": "i32"}
+    for kernel in (kernel for kernels in made.values() for kernel in kernels):
+        types = {argument: kinds[kind] for argument, kind in kernel.arguments.items()}
+        yield compile_source(kernel.source, GENERAL_FUNCTION, types, kernel.launch, target)
+
+
+def _general_call(name: str) -> general.Call:
+    """What the kernels of a product of `GENERAL` compute: of a mixing one the pairs."""
+    if name == "channel-by-channel":
+        irreps = [Irreps(one) for one in GENERAL[name]]
+        paths = [
+            (i, j, k, "uuu", True)
+            for (i, one), (j, two), (k, out) in itertools.product(*map(enumerate, irreps))
+            if out.ir in one.ir * two.ir
+        ]
+        product = TensorProductProblem.from_instructions(irreps[0], irreps[1], irreps[2], paths)
+        return general.Call(product, None, frozenset(), 0, False)
+    pairs, _ = general.pairs_of(FullyConnectedTensorProduct(*GENERAL[name]).problem)
+    return general.Call(pairs, None, frozenset((SLOTS.index("x1"),)), 0, True)
+
+
 def compile_harmonics(
     name: str, pass_name: str, target: str, dtype: torch.dtype = torch.float32
 ) -> Iterator[Usage]:
@@ -310,6 +361,8 @@ def _usages(name: str, dtype: torch.dtype, target: str, pass_name: str) -> list[
         return [*compile_contraction(name, pass_name, target, dtype)]
     if name in GAUNT_CONTRACTIONS:
         return [*compile_gaunt_contraction(name, pass_name, target, dtype)]
+    if name in GENERAL:
+        return [*compile_general(name, pass_name, target, dtype)]
     if name in HARMONICS:
         return [*compile_harmonics(name, pass_name, target, dtype)]
     if name in MATRICES:
@@ -324,6 +377,8 @@ def _passes(name: str) -> Collection[str]:
         return CONTRACTION_PASSES
     if name in MATRICES:
         return matrix.ARGUMENTS
+    if name in GENERAL:
+        return GENERAL_PASSES
     return harmonics.ARGUMENTS if name in HARMONICS else PASSES
 
 
@@ -344,7 +399,7 @@ def main() -> None:
     """Prints the table as Markdown, a line as soon as it is known."""
     import triton
 
-    names = [*PROBLEMS, *CONTRACTIONS, *GAUNT_CONTRACTIONS, *HARMONICS, *MATRICES]
+    names = [*PROBLEMS, *GENERAL, *CONTRACTIONS, *GAUNT_CONTRACTIONS, *HARMONICS, *MATRICES]
     passes = sorted({name for problem in names for name in _passes(problem)})
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--problems", nargs="*", default=names, choices=names)

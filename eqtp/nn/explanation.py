@@ -85,7 +85,7 @@ def _resolve(
         family=family,
         implemented=tensor_product.IMPLEMENTED,
         device=device,
-        why_not=lambda name: tensor_product.why_not(name, dtype),
+        why_not=lambda name: tensor_product.why_not(name, problem, dtype),
     )
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from eqtp.autograd import wanted_gradients
 from eqtp.compiling import constant_when_compiled
-from eqtp.kernels.channelwise import _triton_edges  # noqa: F401  makes itself known
+from eqtp.kernels.codegen import triton_items  # noqa: F401  makes itself known to `edges`
 from eqtp.kernels.codegen.edges import graph_of
 from eqtp.operators import below_autograd, one_by_one, register
 from eqtp.problem import TensorProductProblem

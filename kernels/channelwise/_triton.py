@@ -14,7 +14,7 @@ the pass that is there. Nothing is atomic, so results are the same from run to r
   (`config.triton_launch`). Paths that read the same block of x1 stay together: it is then loaded
   once. A kernel that meets a sum which an earlier one has begun goes on from there; kernels of a
   stream run in order.
-* Pieces. Edges beyond the first `TRITON_PIECE_EDGES` of a node are further items of work, whose
+* Pieces. Edges beyond the first `PIECE_EDGES` of a node are further items of work, whose
   sums go to rows behind those of the nodes and are added to them in order. Items are made on the
   device, once per graph; their number is bounded by shapes, so nothing waits for the device.
 * Gradient in y. A program has `channels` channels of an edge and writes their sum to a slot of its
@@ -41,7 +41,7 @@ from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _triton_radial
 from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_call import Call, Plan
-from eqtp.kernels.channelwise._triton_source import FUNCTION, End, Kernel
+from eqtp.kernels.channelwise._triton_source import FUNCTION, Kernel
 from eqtp.kernels.channelwise.config import (
     TRITON_SHARED_PROGRAMS,
     TritonLaunch,
@@ -49,6 +49,7 @@ from eqtp.kernels.channelwise.config import (
 )
 from eqtp.kernels.codegen.groups import balanced
 from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
+from eqtp.kernels.codegen.triton_items import End
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["Pass", "run", "why_unsupported"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import LIKE
-from eqtp.kernels.channelwise._triton_items import Items, items_of
-from eqtp.kernels.channelwise._triton_source import SUM_PIECES, SUM_PIECES_FUNCTION, End, Kernel
+from eqtp.kernels.channelwise._triton_source import Kernel
 from eqtp.kernels.codegen.triton import load_function
+from eqtp.kernels.codegen.triton_items import End, Items, items_of
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["Call"]
@@ -126,14 +126,8 @@ class Call(ABC):
             load_function(kernel.source, plan.function)[grid](*arguments, **plan.options)
         at_node = "g" if plan.end == "receiver" else "x"
         for name, rows in results.items():
-            if items.pointers is not None and LIKE[name] == at_node:
-                dim, block = rows.shape[1], 256
-                grid = (items.num_nodes, -(-dim // block))
-                load_function(SUM_PIECES, SUM_PIECES_FUNCTION)[grid](
-                    *(rows, items.pointers, items.num_nodes, dim),
-                    BLOCK=block,
-                    enable_fp_fusion=True,
-                )
+            if LIKE[name] == at_node:
+                items.add_pieces(rows)
 
     def _allocate(self, name: str, plan: Plan, items: Items, programs: int) -> Tensor:
         """Memory for a result: zeros where some of it is not written by any kernel."""

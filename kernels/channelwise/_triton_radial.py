@@ -37,13 +37,13 @@ from eqtp.graph import Graph
 from eqtp.kernels.channelwise._program import LIKE
 from eqtp.kernels.channelwise._triton_call import Call, Plan
 from eqtp.kernels.channelwise._triton_radial_source import FUNCTION, RadialKernel
-from eqtp.kernels.channelwise._triton_source import End
 from eqtp.kernels.channelwise.config import (
     TRITON_RADIAL_PROGRAMS,
     TritonRadialLaunch,
     triton_radial_launch,
 )
 from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
+from eqtp.kernels.codegen.triton_items import End
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["RadialPass", "run"]

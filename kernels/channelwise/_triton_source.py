@@ -6,35 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from textwrap import indent
-from typing import Literal
 
 from eqtp.kernels.channelwise._program import LIKE, path_program
 from eqtp.kernels.codegen.program import Program, Variable
 from eqtp.kernels.codegen.triton import print_statements
+from eqtp.kernels.codegen.triton_items import End
 from eqtp.problem import TensorProductProblem
 
-__all__ = ["FUNCTION", "SUM_PIECES", "SUM_PIECES_FUNCTION", "End", "Kernel"]
-
-End = Literal["receiver", "sender"]
+__all__ = ["FUNCTION", "Kernel"]
 
 FUNCTION = "channelwise"
-SUM_PIECES_FUNCTION = "sum_pieces"
-
-SUM_PIECES = '''\
-@triton.jit(do_not_specialize=["num_nodes", "dim"])
-def sum_pieces(rows, pointers, num_nodes, dim, BLOCK: tl.constexpr):
-    """Adds the rows after the first num_nodes to those of their nodes, in order."""
-    node = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    piece = tl.load(pointers + node)
-    stop = tl.load(pointers + node + 1)
-    if piece < stop:
-        total = tl.load(rows + node * dim + column, mask=column < dim)
-        while piece < stop:
-            total += tl.load(rows + (num_nodes + piece) * dim + column, mask=column < dim)
-            piece += 1
-        tl.store(rows + node * dim + column, total, mask=column < dim)
-'''
 
 
 @dataclass(frozen=True)

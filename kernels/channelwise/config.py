@@ -9,7 +9,6 @@ __all__ = [
     "CPU_RADIAL_TILE",
     "CPU_TILE",
     "MAX_CONSTANTS",
-    "TRITON_PIECE_EDGES",
     "TRITON_RADIAL_PROGRAMS",
     "TRITON_SHARED_PROGRAMS",
     "TritonLaunch",
@@ -96,10 +95,6 @@ def triton_launch(itemsize: int, lanes: int) -> TritonLaunch:
         max_products=_TRITON_MAX_PRODUCTS[itemsize, lanes],
     )
 
-
-TRITON_PIECE_EDGES = 256
-"""Edges of a node that one program walks. Twice the neighbours within 6 Å in diamond, a dense
-crystal, so that only hubs are split; the rows of the pieces take at most dim_out / 256 per edge."""
 
 TRITON_SHARED_PROGRAMS = 1024
 """Programs that sum the gradient of shared weights, each in a row of its own: enough for all of an

@@ -10,7 +10,7 @@ with respect to `out`. What a backend computes is a sum of derivatives of S, see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from eqtp.graph import Graph
@@ -56,6 +56,13 @@ class Form:
         if self.graph is not None and SLOTS[slot] in ("x1", "out"):
             return (self.graph.num_src if SLOTS[slot] == "x1" else self.graph.num_dst, dim)
         return (self.num_rows, dim)
+
+    def part_of(self, term: Term) -> Form:
+        """The paths that count in a term."""
+        paths = tuple(path for path in self.problem.paths if path.has_weight)
+        if not is_weighted(term) or len(paths) == len(self.problem.paths):
+            return self
+        return replace(self, problem=replace(self.problem, paths=paths))
 
 
 VALUE = Term((0, 1, WEIGHT, None), (None, None, None, 0))

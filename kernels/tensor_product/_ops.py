@@ -13,14 +13,14 @@ from torch import Tensor
 from eqtp.kernels.codegen.edges import graph_of
 from eqtp.kernels.codegen.multilinear_ops import Operands, register_product
 from eqtp.kernels.codegen.multilinear_terms import slots_of_results, terms_of, text_of
-from eqtp.kernels.tensor_product import _cpu, _torch
+from eqtp.kernels.tensor_product import _cpu, _torch, _triton
 from eqtp.kernels.tensor_product._form import SLOTS, VALUE, Form
 from eqtp.layout import Layout
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["product"]
 
-_KERNELS = {"cpu": _cpu, "torch": _torch}
+_KERNELS = {"cpu": _cpu, "torch": _torch, "triton": _triton}
 _OUT = SLOTS.index("out")
 _VALUE = text_of((VALUE,))
 

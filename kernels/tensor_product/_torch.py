@@ -8,14 +8,14 @@ receiver-sorted order read and write memory best, but any order is right. Sums a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from eqtp.kernels.codegen.multilinear_terms import Term
-from eqtp.kernels.tensor_product._form import SLOTS, Form, is_weighted
+from eqtp.kernels.tensor_product._form import SLOTS, Form
 from eqtp.kernels.tensor_product._groups import Group, make_groups
 from eqtp.kernels.tensor_product.config import chunk_rows
 from eqtp.problem import TensorProductProblem
@@ -32,8 +32,7 @@ def evaluate(
         filled = zip(SLOTS, term.operands, strict=True)
         given = {slot: operands[number] for slot, number in filled if number is not None}
         wanted = {s: r for s, r in zip(SLOTS, term.results, strict=True) if r is not None}
-        part = _weighted(form) if is_weighted(term) else form
-        derivatives = _derivatives(part, tuple(wanted), given)
+        derivatives = _derivatives(form.part_of(term), tuple(wanted), given)
         for number, derivative in zip(wanted.values(), derivatives, strict=True):
             old = results[number]
             results[number] = derivative if old is None else old + derivative
@@ -54,14 +53,6 @@ def _make_plan(problem: TensorProductProblem, dtype: torch.dtype, device: torch.
     columns = problem.irreps_in1.dim + problem.irreps_in2.dim + problem.irreps_out.dim
     largest = max((group.numel_per_row for group in groups), default=0)
     return _Plan(groups, columns + largest)
-
-
-def _weighted(form: Form) -> Form:
-    """The part of S that depends on the weight."""
-    paths = tuple(path for path in form.problem.paths if path.has_weight)
-    if len(paths) == len(form.problem.paths):
-        return form
-    return replace(form, problem=replace(form.problem, paths=paths))
 
 
 def _derivatives(

@@ -106,7 +106,7 @@ def _mix(x: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.ndim == 3:
         return torch.bmm(x, weight)
-    return (x.reshape(-1, x.shape[2]) @ weight).view(x.shape[0], x.shape[1], -1)
+    return (x.reshape(-1, x.shape[2]) @ weight).view(*x.shape[:2], weight.shape[1])
 
 
 def make_weight_step(problem: TensorProductProblem, path: Path) -> WeightStep:

@@ -1,4 +1,4 @@
-"""The general tensor product. Definition: reference.py; implementations: _cpu.py, _torch.py."""
+"""The general tensor product. Definition: reference.py; the others: _cpu, _torch, _triton."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.edges import edges_of
+from eqtp.kernels.codegen.triton_device import ARITHMETIC
 from eqtp.kernels.tensor_product import _ops, reference
+from eqtp.kernels.tensor_product.config import TRITON_MAX_CONSTANTS
 from eqtp.layout import Layout, check_layout, to_layout
 from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
 __all__ = ["IMPLEMENTED", "tensor_product", "validate", "why_not"]
 
-IMPLEMENTED = ("cpu", "torch", "reference")
+IMPLEMENTED = ("triton", "cpu", "torch", "reference")
 
 
 def tensor_product(
@@ -96,15 +98,22 @@ def _choose(
         family="tensor_product",
         implemented=IMPLEMENTED,
         device=device,
-        why_not=lambda name: why_not(name, dtype),
+        why_not=lambda name: why_not(name, problem, dtype),
     )
     return chosen.backend, problem.text
 
 
-def why_not(backend: str, dtype: torch.dtype) -> str | None:
+def why_not(backend: str, problem: TensorProductProblem, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run a product of a dtype; None where it can."""
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
+    if backend == "triton" and dtype not in ARITHMETIC:
+        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
+    if backend == "triton" and problem.num_constants > TRITON_MAX_CONSTANTS:
+        return (
+            f"its code is unrolled and takes at most {TRITON_MAX_CONSTANTS} constants that are not "
+            f"zero, this product has {problem.num_constants}"
+        )
     return why_unavailable(backend)
 
 

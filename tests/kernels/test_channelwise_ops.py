@@ -15,8 +15,8 @@ from eqtp.backend import Backend
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _cpu, _ops, channelwise_tensor_product
 from eqtp.kernels.channelwise import _cpu as channelwise_cpu
-from eqtp.kernels.channelwise._triton_items import items_of
 from eqtp.kernels.codegen.edges import chunk_edges, edges_of, graph_of
+from eqtp.kernels.codegen.triton_items import items_of
 from eqtp.kernels.tensor_product import _cpu as tensor_product_cpu
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.nn.tensor_product import TensorProduct

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.kernels.channelwise import _triton, _triton_items
+from eqtp.kernels.channelwise import _triton
 from eqtp.kernels.channelwise.config import triton_launch
+from eqtp.kernels.codegen import triton_items
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.problem import TensorProductProblem
 
@@ -301,7 +302,7 @@ def test_second_gradient_in_one_direction(direction: str) -> None:
 @pytest.mark.parametrize("weights", ["per_row", "shared"])
 def test_hubs_in_pieces(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes with no edge, one piece, a full piece and several pieces, at both ends."""
-    monkeypatch.setattr(_triton_items, "TRITON_PIECE_EDGES", 3)
+    monkeypatch.setattr(triton_items, "PIECE_EDGES", 3)
     monkeypatch.setattr(_triton, "TRITON_SHARED_PROGRAMS", 2)
     case = replace(CASES["shared_blocks"], num_edges=13, num_src=4, num_dst=4)
     example = Example.make(case, "graph", weights, torch.float64)

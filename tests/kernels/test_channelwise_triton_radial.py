@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.kernels.channelwise import _triton, _triton_items, _triton_radial
+from eqtp.kernels.channelwise import _triton, _triton_radial
 from eqtp.kernels.channelwise.config import triton_radial_launch
+from eqtp.kernels.codegen import triton_items
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.problem import TensorProductProblem
 
@@ -256,7 +257,7 @@ def test_hubs_in_pieces_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     With few programs each goes on from node to node with the gradient in the matrix.
     """
-    monkeypatch.setattr(_triton_items, "TRITON_PIECE_EDGES", 20)
+    monkeypatch.setattr(triton_items, "PIECE_EDGES", 20)
     monkeypatch.setattr(_triton_radial, "TRITON_RADIAL_PROGRAMS", 2)
     counts = {0: 50, 2: 20, 3: 16, 4: 3}
     nodes = torch.tensor([node for node, count in counts.items() for _ in range(count)])

@@ -485,7 +485,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "graph": ({"graph": small_graph()}, ValueError, r"x1 must have 2 rows \(senders\)"),
     "layout": ({"layout": "irmul"}, ValueError, "layout must be one of"),
     "backend": ({"backend": "cuda"}, ValueError, "backend must be one of"),
-    "no_kernel": ({"backend": "triton"}, NotImplementedError, "no kernel for 'tensor_product'"),
+    "no_kernel": ({"backend": "triton"}, NotImplementedError, "runs on cuda tensors"),
 }  # fmt: skip
 
 

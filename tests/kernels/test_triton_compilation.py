@@ -22,7 +22,8 @@ from eqtp.benchmarks.triton_registers import (  # noqa: E402
     problem,
 )
 from eqtp.graph import Graph  # noqa: E402
-from eqtp.kernels.channelwise import _triton, _triton_items  # noqa: E402
+from eqtp.kernels.channelwise import _triton  # noqa: E402
+from eqtp.kernels.codegen import triton_items  # noqa: E402
 
 PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 
@@ -60,7 +61,7 @@ def test_other_models_do_not_spill(name: str, pass_name: str) -> None:
 def test_another_number_of_edges_is_not_compiled_again(
     launches: list[tuple[Any, tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_triton_items, "TRITON_PIECE_EDGES", 16)
+    monkeypatch.setattr(triton_items, "PIECE_EDGES", 16)
     product = problem("mace-medium")
     kernels = []
     for num_nodes, num_edges in ((1, 1), (16, 16), (17, 160), (40, 1001)):
