@@ -1,10 +1,10 @@
 """Two runs beside each other: which contestants became slower, beyond the noise of both runs.
 
-The change of a contestant is its median of B over that of A, divided by the drift: the median of
-the same over all contestants of the case (of the whole run where the case has fewer than three), as
-a machine's mood meets them all. It counts where it exceeds the threshold and four times its
-standard error. That has two parts: the error of both medians, from the quartiles within each run,
-and the scatter from run to run, which no quartile shows (where memory lies, what else ran),
+The change of a contestant is its lower quartile of B over that of A, divided by the drift: the
+median of the same over all contestants of the case (of the whole run where the case has fewer than
+three), as a machine's mood meets them all. It counts where it exceeds the threshold and four times
+its standard error. That has two parts: the error of both quartiles, from the quartiles within each
+run, and the scatter from run to run, which no quartile shows (where memory lies, what else ran),
 from the differences between contestants of a case in all of the comparison: most of them did not
 change. A slow-down that hides in that noise row by row, or that is one part of a call, shows in all
 rows of a contestant in a family together: their median change has an error that falls with the
@@ -41,7 +41,7 @@ class Change:
         key: Family, case, task, dtype, device, threads, contestant.
         factor: Time of B over A without the drift; above 1 is slower.
         error: Standard error of its logarithm.
-        seconds: Medians of A and B.
+        seconds: Lower quartiles of A and B.
         ratio: Its ratio to the baseline in B over that in A; None for the baseline.
     """
 
@@ -69,7 +69,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], clock: str = "wall") -> 
     keys = [key for key in before if key in after]
     if not keys:
         raise ValueError("the two runs must have measured rows in common, got none")
-    factors = {key: after[key][clock]["median"] / before[key][clock]["median"] for key in keys}
+    factors = {key: _time(after[key], clock) / _time(before[key], clock) for key in keys}
     overall = statistics.median(factors.values())
     cases: dict[Key, list[float]] = {}
     for key, factor in factors.items():
@@ -87,8 +87,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], clock: str = "wall") -> 
                 math.hypot(scatter, *(_error(rows[key][clock]) for rows in (before, after))),
                 _MIN_ERROR,
             ),
-            (before[key][clock]["median"], after[key][clock]["median"]),
-            _ratio_change(before[key], after[key], clock),
+            (_time(before[key], clock), _time(after[key], clock)),
+            _ratio_change(key, before[key], factors),
         )
         for key, change in changes.items()
     ]
@@ -129,11 +129,16 @@ def _scatter(cases: Iterable[Sequence[float]]) -> float:
     return statistics.quantiles(differences, n=4)[0] / normal
 
 
-def _ratio_change(a: Row, b: Row, clock: str) -> float | None:
-    if a["contestant"] == a["baseline"]:
+def _time(row: Row, clock: str) -> float:
+    """The lower quartile of the samples."""
+    return float(row[clock]["quartiles"][0])
+
+
+def _ratio_change(key: Key, row: Row, factors: Mapping[Key, float]) -> float | None:
+    baseline = (*key[:-1], row["baseline"])
+    if key == baseline or baseline not in factors:
         return None
-    ratios = [row.get("ratio", {}).get(clock, {}).get("median") for row in (a, b)]
-    return None if None in ratios else float(ratios[1] / ratios[0])
+    return factors[baseline] / factors[key]
 
 
 def _rows(record: Mapping[str, Any]) -> dict[Key, Row]:
@@ -145,10 +150,10 @@ def _rows(record: Mapping[str, Any]) -> dict[Key, Row]:
 
 
 def _error(times: Mapping[str, Any]) -> float:
-    """Standard error of the median, relative: 1.25 sigma / sqrt(n), sigma = IQR / 1.35."""
+    """Standard error of a quartile, relative: 1.36 sigma / sqrt(n), sigma = IQR / 1.35."""
     low, high = times["quartiles"]
-    spread = (high - low) / 1.35 / times["median"]
-    return float(1.25 * spread / math.sqrt(len(times["samples"])))
+    spread = (high - low) / 1.35 / low
+    return float(1.36 * spread / math.sqrt(len(times["samples"])))
 
 
 def moved(changes: Sequence[Change], threshold: float) -> list[tuple[str, Change]]:

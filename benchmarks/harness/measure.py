@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtp.benchmarks.harness.case import TASKS, Case, Contestant, Inputs, tolerance
+from eqtp.benchmarks.harness.case import TASKS, Case, Contestant, Inputs, Work, tolerance
 from eqtp.benchmarks.harness.ceilings import Ceilings
 from eqtp.benchmarks.harness.memory import peak_bytes
 from eqtp.benchmarks.timing import Samples, alternate, settle
 
-__all__ = ["Options", "Refusal", "Row", "measure"]
+__all__ = ["Options", "Refusal", "Row", "add_pass", "key_of", "measure"]
 
 Row = dict[str, Any]
 """One line of a report; see `benchmarks/README.md` for the fields."""
@@ -63,6 +63,7 @@ class Options:
         most_seconds: Contestants whose calls take longer are left out, with the reason.
         clock: "wall" or "cpu": of which the roofline and the times per number are.
         only: Parts of names of contestants; the others are left out. Empty: all.
+        again: Whether this is a later pass: contestants have been checked and are only timed.
     """
 
     device: str = "cpu"
@@ -73,6 +74,7 @@ class Options:
     most_seconds: float = 10.0
     clock: str = "wall"
     only: Sequence[str] = ()
+    again: bool = False
 
 
 @dataclass
@@ -173,7 +175,8 @@ def _prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of compilers, about what they could do better
         start = time.perf_counter()
-        row |= check(case, task, contestant, options.device)
+        if not options.again:
+            row |= check(case, task, contestant, options.device)
         inputs = _adapted(case, contestant, full, options.device, task)
         with torch.no_grad():
             out = contestant.call(inputs.tensors, inputs.place)
@@ -183,6 +186,8 @@ def _prepare(
         call()
         settle(options.device)
         row["setup_seconds"] = time.perf_counter() - start
+        if options.again:
+            return _Ready(call, row, _warm_up(call, options.device))
         start = time.perf_counter()
         row["peak_bytes"] = peak_bytes(call, options.device)
         settle(options.device)
@@ -287,7 +292,6 @@ def _time(
     samples = sample()
     if any(is_late_setup(s.wall, inner[name]) for name, s in samples.items()):
         samples = sample()
-    base = samples.get(case.baseline)
     for name, one in ready.items():
         if is_late_setup(samples[name].wall, inner[name]):
             one.row |= {
@@ -297,12 +301,16 @@ def _time(
             }
             continue
         one.row |= {"status": "measured", "reason": ""} | samples[name].summary()
-        if base is not None:
-            one.row["ratio"] = {
-                clock: _ratio(getattr(base, clock), getattr(samples[name], clock))
-                for clock in ("wall", "cpu")
-            }
-        _derive(case, task, one.row, options, ceilings)
+        if not options.again:
+            _count(case, task, one.row, options)
+    base = ready.get(case.baseline)
+    for one in ready.values():
+        if one.row["status"] == "measured" and not options.again:
+            _work_out(one.row, base.row if base else {}, options.clock)
+            if ceilings is not None and "flops" in one.row:
+                work = Work(one.row["flops"], one.row["bytes"] / case.dtype.itemsize)
+                median = one.row[options.clock]["median"]
+                one.row["roofline"] = ceilings.seconds(work, case.dtype) / median
 
 
 def is_late_setup(samples: Sequence[float], inner: int) -> bool:
@@ -311,26 +319,53 @@ def is_late_setup(samples: Sequence[float], inner: int) -> bool:
     return first > LATE_SETUP * others and (first - others) * inner > LATE_SECONDS
 
 
-def _ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles over the rounds of the baseline's time over the contestant's own."""
-    ratios = [b / o for b, o in zip(base, own, strict=True) if o > 0]
-    if len(ratios) < 2:
-        return {}
-    first, median, third = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"median": median, "first": first, "third": third}
+def key_of(row: Row) -> tuple[str, ...]:
+    """What names a row."""
+    names = ("family", "case", "task", "dtype", "device", "threads", "contestant")
+    return tuple(str(row[name]) for name in names)
 
 
-def _derive(case: Case, task: str, row: Row, options: Options, ceilings: Ceilings | None) -> None:
-    """What follows from the median and the problem."""
-    median = row[options.clock]["median"]
+def add_pass(rows: Sequence[Row], again: Sequence[Row], clock: str) -> None:
+    """Adds the samples of a later pass to the rows of the first, and works out what follows."""
+    later = {key_of(row): row for row in again if row["status"] == "measured"}
+    measured = {key_of(row): row for row in rows if row["status"] == "measured"}
+    met = {key: row for key, row in measured.items() if key in later}
+    for key, row in met.items():
+        both = {c: [*row[c]["samples"], *later[key][c]["samples"]] for c in ("wall", "cpu")}
+        row |= Samples(**both).summary()
+    for key, row in met.items():
+        _work_out(row, measured.get((*key[:-1], row["baseline"]), {}), clock)
+
+
+def _work_out(row: Row, base: Row, clock: str) -> None:
+    """What follows from the times, the baseline's and the sizes."""
+    if "wall" in base:
+        row["ratio"] = {one: _ratio(base[one], row[one]) for one in ("wall", "cpu")}
+    median = row[clock]["median"]
     row["seconds_per_output"] = median / row["outputs"]
     if row["expressivity"]:
         row["seconds_per_dimension"] = median / row["expressivity"]
+
+
+def _ratio(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float]:
+    """The baseline's lower quartile over the contestant's; quartiles of the ratio of each round.
+
+    What else a machine does only makes a call slower, and those most that need the memory most:
+    the lower quartile has the least of it.
+    """
+    ratios = [b / o for b, o in zip(base["samples"], own["samples"], strict=False) if o > 0]
+    if len(ratios) < 2:
+        return {}
+    first, _, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    value = base["quartiles"][0] / own["quartiles"][0]
+    return {"value": value, "first": first, "third": third}
+
+
+def _count(case: Case, task: str, row: Row, options: Options) -> None:
+    """The work, counted from the problem, and the bar."""
     if case.work is not None:
         work = case.work(task)
         row |= {"flops": work.flops, "bytes": work.numbers * case.dtype.itemsize}
-        if ceilings is not None:
-            row["roofline"] = ceilings.seconds(work, case.dtype) / median
     bar = case.bars.get((task, row["contestant"], options.threads))
     if bar is not None:
         row["bar"] = bar

@@ -159,7 +159,7 @@ def speed_up_plots(rows: Sequence[Row], clock: str, colour: Mapping[str, int]) -
                 continue
             baselines.add(row["baseline"])
             name = row["contestant"]
-            numbers = ratio["median"], ratio["first"], ratio["third"]
+            numbers = ratio["value"], ratio["first"], ratio["third"]
             bars.append(Bar(row["case"], name, colour[name], *numbers))
         if bars:
             chart = bar_chart(bars[:MAX_BARS], f"times as fast as {', '.join(sorted(baselines))}")

@@ -164,7 +164,7 @@ def _table_row(row: Row, clock: str) -> str:
     cells = [
         _form(times["median"], "{:.3g}", 1e3),
         f"{1e3 * low:.3g} to {1e3 * high:.3g}",
-        _form(ratio.get("median"), "{:.2f}"),
+        _form(ratio.get("value"), "{:.2f}"),
         f"{ratio['first']:.2f} to {ratio['third']:.2f}" if ratio else "",
         _form(row["error"], "{:.0e}"),
         _form(row.get("roofline"), "{:.0%}"),
@@ -173,7 +173,7 @@ def _table_row(row: Row, clock: str) -> str:
         _form(row.get("seconds_per_dimension"), "{:.3g}", 1e6),
         _form(row.get("paths"), "{}"),
         _form(row.get("setup_seconds"), "{:.2g}"),
-        "" if bar is None else f"{bar:g} {'ok' if ratio.get('median', 0) >= bar else 'MISSED'}",
+        "" if bar is None else f"{bar:g} {'ok' if ratio.get('value', 0) >= bar else 'MISSED'}",
     ]
     about = escape(row.get("about") or "", quote=True)
     name = f'<td class="t" title="{about}">{escape(row["contestant"])}</td>'

@@ -15,7 +15,7 @@ import torch
 from eqtp.benchmarks.harness.case import Work
 from eqtp.benchmarks.harness.ceilings import Ceilings, measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
-from eqtp.benchmarks.harness.measure import Options, measure
+from eqtp.benchmarks.harness.measure import Options, add_pass, key_of, measure
 from eqtp.benchmarks.harness.memory import LARGE_PAGES, keep_freed_memory, limit_memory
 from eqtp.benchmarks.harness.providers import versions
 from eqtp.benchmarks.harness.record import write_record
@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "float64"])
     parser.add_argument("--seconds", type=float, help="timed rounds of one task of a case")
+    parser.add_argument(
+        "--passes", type=int, help="over all cases, a share of the rounds each; default: 2, quick 1"
+    )
     parser.add_argument("--only", nargs="+", default=[], help="parts of contestants' names")
     parser.add_argument("--cases", nargs="+", default=[], help="parts of cases' names")
     parser.add_argument("--compiled", action="store_true", help="torch.compile takes part: slow")
@@ -74,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--family", choices=FAMILIES, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
 
 
 def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
@@ -93,18 +97,25 @@ def run_families(families: Sequence[str], args: argparse.Namespace) -> int:
         "rows": [],
     }
     start = time.perf_counter()
-    for family in families:
-        for number in _threads(family, args):
-            for dtype in args.dtype:
-                _run_one(family, number, dtype, args, record)
-                record["seconds"] = time.perf_counter() - start
-                write_record(output, record)
+    for number in range(_passes(args)):
+        args.again = number > 0
+        for family in families:
+            for threads in _threads(family, args):
+                for dtype in args.dtype:
+                    _run_one(family, threads, dtype, args, record)
+                    record["seconds"] = time.perf_counter() - start
+                    write_record(output, record)
 
     page = output.with_suffix(".html")
     write_report(page, record)
     print(summary(record))
     print(f"written: {output}\n         {page}")
     return 1 if record["failed"] else 0
+
+
+def _passes(args: argparse.Namespace) -> int:
+    """Passes over all cases: what else a machine does for a minute meets a case in one of them."""
+    return int(args.passes or (1 if args.quick else 2))
 
 
 def _threads(family: str, args: argparse.Namespace) -> list[int]:
@@ -122,8 +133,8 @@ def _run_one(
 ) -> None:
     """Adds what a process of its own measures to the record, and prints its table."""
     options: list[object] = ["--family", family, "--dtype", dtype, "--device", args.device]
-    options += ["--clock", args.clock, "--memory", args.memory]
-    for name in ("quick", "compiled"):
+    options += ["--clock", args.clock, "--memory", args.memory, "--passes", _passes(args)]
+    for name in ("quick", "compiled", "again"):
         options += [f"--{name}"] * getattr(args, name)
     if threads > 1 and not args.threads and args.device == "cpu":
         options.append("--large")
@@ -132,6 +143,9 @@ def _run_one(
     if args.seconds is not None:
         options += ["--seconds", args.seconds]
     name = f"{family}, {threads} thread(s), {dtype}"
+    if args.again and name in record["failed"]:
+        return
+    name += ", again" * args.again
     environment = LARGE_PAGES if args.memory == "kept" else {}
     try:
         answer = worker(MODULE, threads, *options, environment=environment)
@@ -142,9 +156,15 @@ def _run_one(
         answer = error.answer
         record["failed"][name] += f" Measured before: {', '.join(answer['costs']) or 'no case'}."
     record["costs"][name] = answer["costs"]
-    record["rows"] += answer["rows"]
+    rows = answer["rows"]
+    if args.again:
+        add_pass(record["rows"], rows, args.clock)
+        found = {key_of(row) for row in rows}
+        rows = [row for row in record["rows"] if key_of(row) in found]
+    else:
+        record["rows"] += rows
     raise_ceilings(record, threads, answer["ceilings"])
-    print(table(answer["rows"], args.clock), flush=True)
+    print(table(rows, args.clock), flush=True)
 
 
 def raise_ceilings(record: dict[str, Any], threads: int, found: Mapping[str, Any]) -> None:
@@ -174,16 +194,18 @@ def measure_family(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     torch.set_float32_matmul_precision("highest")
     family = cast("Family", importlib.import_module(f"eqtp.benchmarks.{args.family}"))
     choice = Choice(args.quick, dtype, args.compiled, args.device, args.large)
+    passes = _passes(args)
     seconds = args.seconds or (0.5 if args.quick else 2.0)
     options = Options(
         device=args.device,
         threads=threads,
-        seconds=seconds,
-        min_rounds=5,
-        max_rounds=10 if args.quick else 30,
+        seconds=seconds / passes,
+        min_rounds=5 if passes == 1 else 3,
+        max_rounds=(10 if args.quick else 30) // passes,
         most_seconds=2.0 if args.quick else 10.0,
         clock=args.clock,
         only=args.only,
+        again=args.again,
     )
     cases = [c for c in family.cases(choice) if _wanted(c.name, args.cases)]
     ceilings = measure_ceilings(args.device, threads)

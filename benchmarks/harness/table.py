@@ -44,7 +44,7 @@ def _line(row: Row, clock: str) -> str:
     cells = [
         f"{1e3 * times['median']:.3g} [{1e3 * low:.3g}, {1e3 * high:.3g}]".rjust(28),
         (
-            f"{ratio['median']:.2f} [{ratio['first']:.2f}, {ratio['third']:.2f}]" if ratio else "-"
+            f"{ratio['value']:.2f} [{ratio['first']:.2f}, {ratio['third']:.2f}]" if ratio else "-"
         ).rjust(22),
         f"{row['error']:9.0e}",
         _cell(row.get("roofline"), "{:.0%}"),
@@ -56,7 +56,7 @@ def _line(row: Row, clock: str) -> str:
     bar = row.get("bar")
     verdict = ""
     if bar is not None and ratio:
-        verdict = f"  bar {bar:g}: {'reached' if ratio['median'] >= bar else 'MISSED'}"
+        verdict = f"  bar {bar:g}: {'reached' if ratio['value'] >= bar else 'MISSED'}"
     return f"  {row['contestant']:28}{''.join(cells)}{verdict}"
 
 

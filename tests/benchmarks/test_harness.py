@@ -26,7 +26,7 @@ from eqtp.benchmarks.harness import run
 from eqtp.benchmarks.harness.case import Case, Contestant, Inputs, Work, tolerance
 from eqtp.benchmarks.harness.ceilings import Ceilings, ceiling_source
 from eqtp.benchmarks.harness.counting import contraction_work, flops_per_row, product_work
-from eqtp.benchmarks.harness.measure import Options, Row, is_late_setup, measure
+from eqtp.benchmarks.harness.measure import Options, Row, add_pass, is_late_setup, measure
 from eqtp.benchmarks.harness.memory import peak_bytes
 from eqtp.benchmarks.harness.record import read_record
 from eqtp.benchmarks.products import product
@@ -72,7 +72,7 @@ def row_of(call: Call, **changes: Any) -> Row:
 
 def test_right_contestants_are_measured() -> None:
     base, row = rows_of(case_of(outer, tasks=("forward", "backward", "double backward")))[:2]
-    assert base["ratio"]["wall"]["median"] == 1
+    assert base["ratio"]["wall"]["value"] == 1
     assert row["status"] == "measured"
     assert row["error"] < 1e-6
     assert row["checked_rows"] == 7
@@ -259,7 +259,7 @@ def test_ratio_is_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "alternate", drifting)
     ratio = row_of(outer)["ratio"]["wall"]
-    assert ratio == {key: pytest.approx(2.0) for key in ("median", "first", "third")}
+    assert ratio == {key: pytest.approx(2.0) for key in ("value", "first", "third")}
 
 
 def test_absent_and_failing_contestants_are_listed() -> None:
@@ -420,3 +420,21 @@ def test_what_a_killed_process_had_measured_is_kept(
     (failure,) = record["failed"].values()
     assert "SIGKILL" in failure
     assert failure.endswith("Measured before: first case.")
+
+
+def test_passes_are_put_together() -> None:
+    """A pass that met a busy machine moves neither the ratios nor what follows from the work."""
+    first = rows_of(case_of(outer))
+    again = rows_of(case_of(outer), replace(FAST, again=True))
+    assert "error" not in again[1]
+    quiet = [row["wall"]["samples"] for row in first]
+    for row, slower in zip(again, (3.0, 5.0), strict=True):
+        samples = [float(f"{slower * sample:.5g}") for sample in row["wall"]["samples"]]
+        row["wall"]["samples"] = samples
+    add_pass(first, again, "wall")
+    for row, samples, other in zip(first, quiet, again, strict=True):
+        assert row["wall"]["samples"] == [*samples, *other["wall"]["samples"]]
+        assert row["wall"]["quartiles"][0] < max(samples)
+        assert row["seconds_per_output"] == row["wall"]["median"] / row["outputs"]
+    base, row = (one["wall"]["quartiles"][0] for one in first)
+    assert first[1]["ratio"]["wall"]["value"] == base / row
