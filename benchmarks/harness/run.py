@@ -200,7 +200,7 @@ def measure_family(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         device=args.device,
         threads=threads,
         seconds=seconds / passes,
-        min_rounds=5 if passes == 1 else 3,
+        min_rounds=5 if passes == 1 else 2,
         max_rounds=(10 if args.quick else 30) // passes,
         most_seconds=2.0 if args.quick else 10.0,
         clock=args.clock,
