@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqtp.benchmarks.harness.measure import Row
+from eqtp.benchmarks.harness.measure import Row, measured_by_key
 from eqtp.benchmarks.harness.record import read_record
 
 __all__ = ["Change", "add_arguments", "compare", "moved", "run"]
 
 Key = tuple[Any, ...]
-_KEY = ("family", "case", "task", "dtype", "device", "threads", "contestant")
 _MIN_ERROR = 0.03  # of the logarithm: what two quiet runs differ by
 _ERRORS = 4.0  # one row of 16,000 exceeds them by chance; a full run has some thousand
 
@@ -65,7 +64,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], clock: str = "wall") -> 
     Raises:
         ValueError: The runs have no row in common.
     """
-    before, after = _rows(a), _rows(b)
+    before, after = measured_by_key(a["rows"]), measured_by_key(b["rows"])
     keys = [key for key in before if key in after]
     if not keys:
         raise ValueError("the two runs must have measured rows in common, got none")
@@ -139,14 +138,6 @@ def _ratio_change(key: Key, row: Row, factors: Mapping[Key, float]) -> float | N
     if key == baseline or baseline not in factors:
         return None
     return factors[baseline] / factors[key]
-
-
-def _rows(record: Mapping[str, Any]) -> dict[Key, Row]:
-    return {
-        tuple(row[name] for name in _KEY): row
-        for row in record["rows"]
-        if row["status"] == "measured"
-    }
 
 
 def _error(times: Mapping[str, Any]) -> float:

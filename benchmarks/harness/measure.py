@@ -24,7 +24,16 @@ from eqtp.benchmarks.harness.ceilings import Ceilings
 from eqtp.benchmarks.harness.memory import peak_bytes
 from eqtp.benchmarks.timing import Samples, alternate, settle
 
-__all__ = ["Options", "Refusal", "Row", "add_pass", "key_of", "measure"]
+__all__ = [
+    "Options",
+    "Refusal",
+    "Row",
+    "add_pass",
+    "key_of",
+    "measure",
+    "measured_by_key",
+    "roofline",
+]
 
 Row = dict[str, Any]
 """One line of a report; see `benchmarks/README.md` for the fields."""
@@ -301,16 +310,14 @@ def _time(
             }
             continue
         one.row |= {"status": "measured", "reason": ""} | samples[name].summary()
-        if not options.again:
-            _count(case, task, one.row, options)
+    if options.again:
+        return
     base = ready.get(case.baseline)
-    for one in ready.values():
-        if one.row["status"] == "measured" and not options.again:
-            _work_out(one.row, base.row if base else {}, options.clock)
-            if ceilings is not None and "flops" in one.row:
-                work = Work(one.row["flops"], one.row["bytes"] / case.dtype.itemsize)
-                median = one.row[options.clock]["median"]
-                one.row["roofline"] = ceilings.seconds(work, case.dtype) / median
+    for row in (one.row for one in ready.values() if one.row["status"] == "measured"):
+        _count(case, task, row, options)
+        _work_out(row, base.row if base else {}, options.clock)
+        if ceilings is not None and "flops" in row:
+            row["roofline"] = roofline(row, ceilings, options.clock)
 
 
 def is_late_setup(samples: Sequence[float], inner: int) -> bool:
@@ -319,16 +326,27 @@ def is_late_setup(samples: Sequence[float], inner: int) -> bool:
     return first > LATE_SETUP * others and (first - others) * inner > LATE_SECONDS
 
 
-def key_of(row: Row) -> tuple[str, ...]:
-    """What names a row."""
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What names a row; the contestant last."""
     names = ("family", "case", "task", "dtype", "device", "threads", "contestant")
-    return tuple(str(row[name]) for name in names)
+    return tuple(row[name] for name in names)
+
+
+def measured_by_key(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    """The rows that were measured."""
+    return {key_of(row): row for row in rows if row["status"] == "measured"}
+
+
+def roofline(row: Row, ceilings: Ceilings, clock: str) -> float:
+    """The least time for a row's counted work over the measured one."""
+    dtype = getattr(torch, row["dtype"])
+    work = Work(row["flops"], row["bytes"] / dtype.itemsize)
+    return ceilings.seconds(work, dtype) / float(row[clock]["median"])
 
 
 def add_pass(rows: Sequence[Row], again: Sequence[Row], clock: str) -> None:
     """Adds the samples of a later pass to the rows of the first, and works out what follows."""
-    later = {key_of(row): row for row in again if row["status"] == "measured"}
-    measured = {key_of(row): row for row in rows if row["status"] == "measured"}
+    later, measured = measured_by_key(again), measured_by_key(rows)
     met = {key: row for key, row in measured.items() if key in later}
     for key, row in met.items():
         both = {c: [*row[c]["samples"], *later[key][c]["samples"]] for c in ("wall", "cpu")}

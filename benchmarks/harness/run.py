@@ -12,10 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from eqtp.benchmarks.harness.case import Work
 from eqtp.benchmarks.harness.ceilings import Ceilings, measure_ceilings
 from eqtp.benchmarks.harness.family import Choice, Family
-from eqtp.benchmarks.harness.measure import Options, add_pass, key_of, measure
+from eqtp.benchmarks.harness.measure import Options, add_pass, key_of, measure, roofline
 from eqtp.benchmarks.harness.memory import LARGE_PAGES, keep_freed_memory, limit_memory
 from eqtp.benchmarks.harness.providers import versions
 from eqtp.benchmarks.harness.record import write_record
@@ -175,9 +174,7 @@ def raise_ceilings(record: dict[str, Any], threads: int, found: Mapping[str, Any
     record["ceilings"][str(threads)] = ceilings.as_dict()
     for row in record["rows"]:
         if row["threads"] == threads and "roofline" in row:
-            dtype = getattr(torch, row["dtype"])
-            work = Work(row["flops"], row["bytes"] / dtype.itemsize)
-            row["roofline"] = ceilings.seconds(work, dtype) / row[record["clock"]]["median"]
+            row["roofline"] = roofline(row, ceilings, record["clock"])
 
 
 def measure_family(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
