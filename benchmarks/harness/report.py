@@ -37,7 +37,7 @@ summary { cursor: pointer; margin: 12px 0 6px; } tr.case td { padding-top: 12px;
 
 _READING = """
 <p>Times are medians over rounds in which the contestants take turns in one process; the ratio is
-the baseline's time over the contestant's, round by round, so above 1 is faster. The error is the
+the baseline's lower quartile over the contestant's, so above 1 is faster. The error is the
 largest relative difference, of values or of any gradient, from the definition in float64. Roofline
 is the least time for the counted work (every operand and result moved once, multiplications and
 additions of the plain product) over the measured one. ns/output divides by the numbers of the
