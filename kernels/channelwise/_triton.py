@@ -48,7 +48,7 @@ from eqtp.kernels.channelwise.config import (
     triton_launch,
 )
 from eqtp.kernels.codegen.groups import balanced
-from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
+from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of, why_not_dtype
 from eqtp.kernels.codegen.triton_items import End
 from eqtp.problem import TensorProductProblem
 
@@ -57,9 +57,7 @@ __all__ = ["Pass", "run", "why_unsupported"]
 
 def why_unsupported(problem: TensorProductProblem, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot serve a product; None where they can."""
-    if dtype not in ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
-    return None
+    return why_not_dtype(dtype)
 
 
 def run(

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["ARITHMETIC", "TRITON_NAME", "lanes_of"]
+__all__ = ["ARITHMETIC", "TRITON_NAME", "lanes_of", "why_not_dtype"]
 
 ARITHMETIC = {
     torch.float64: torch.float64,
@@ -21,6 +21,13 @@ ARITHMETIC = {
 
 TRITON_NAME = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 """Triton's names of the types of arithmetic."""
+
+
+def why_not_dtype(dtype: torch.dtype) -> str | None:
+    """Why kernels of `ARITHMETIC` cannot take operands of a dtype; None where they can."""
+    if dtype in ARITHMETIC:
+        return None
+    return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
 
 
 @lru_cache

@@ -19,7 +19,7 @@ from eqtp.kernels.codegen import polynomial_triton
 from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.codegen.polynomial_triton import run_passes
 from eqtp.kernels.codegen.program import Variable
-from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME
+from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, why_not_dtype
 from eqtp.kernels.gaunt_contraction._program import orbits_of
 from eqtp.kernels.gaunt_contraction._torch import gaunt_contraction_torch
 from eqtp.kernels.gaunt_contraction._triton_source import Kernel
@@ -41,8 +41,8 @@ def polynomials(text: str) -> Polynomials:
 
 def why_unsupported(problem: GauntContractionProblem, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot serve a product; None where they can."""
-    if dtype not in ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
+    if (obstacle := why_not_dtype(dtype)) is not None:
+        return obstacle
     if problem.iterated and problem.correlation > 2:
         return "its kernels are for the flat form, got the iterated one"
     limit = TRITON_MAX_LMAX[ARITHMETIC[dtype].itemsize]

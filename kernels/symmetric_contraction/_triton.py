@@ -22,7 +22,7 @@ from eqtp.kernels.codegen.groups import balanced
 from eqtp.kernels.codegen.polynomial_ops import Polynomials
 from eqtp.kernels.codegen.polynomial_triton import run_passes
 from eqtp.kernels.codegen.program import Variable
-from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME
+from eqtp.kernels.codegen.triton_device import TRITON_NAME, why_not_dtype
 from eqtp.kernels.symmetric_contraction._factors import factorise
 from eqtp.kernels.symmetric_contraction._torch import symmetric_contraction_torch
 from eqtp.kernels.symmetric_contraction._triton_source import Kernel
@@ -45,8 +45,8 @@ def polynomials(text: str) -> Polynomials:
 
 def why_unsupported(problem: SymmetricContractionProblem, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot serve a contraction; None where they can."""
-    if dtype not in ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
+    if (obstacle := why_not_dtype(dtype)) is not None:
+        return obstacle
     couplings = _num_couplings(problem)
     if couplings > TRITON_MAX_COUPLINGS:
         return (

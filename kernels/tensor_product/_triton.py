@@ -57,16 +57,17 @@ def evaluate(
     form: Form, terms: Sequence[Term], operands: Sequence[Tensor | None], num_results: int
 ) -> tuple[Tensor | None, ...]:
     """The sums of derivatives that the terms describe; None where no term adds anything."""
+    operands = [None if operand is None else operand.contiguous() for operand in operands]
     like = next(operand for operand in operands if operand is not None)
     slots = {r: slot for t in terms for slot, r in enumerate(t.results) if r is not None}
     parts = [_evaluate(*part, terms, slots) for part in _chunks(form, operands, like)]
     results: list[Tensor | None] = [None] * num_results
     for number, slot in slots.items():
-        found = [part[number] for part in parts]
-        if slot == WEIGHT and form.shared:
-            total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-        else:
-            total = found[0] if len(found) == 1 else torch.cat(found)
+        total, *others = (part[number] for part in parts)
+        if others:
+            found = [total, *others]
+            is_sum = slot == WEIGHT and form.shared
+            total = torch.stack(found).sum(0) if is_sum else torch.cat(found)
         results[number] = total.to(like.dtype)
     return tuple(results)
 
@@ -146,7 +147,10 @@ class Call:
         return {number: kernels for number, kernels in made.items() if kernels}
 
     def run(self, terms: Sequence[Term], operands: Sequence[Tensor | None]) -> dict[int, Tensor]:
-        """The results that some path adds to, in the type of the arithmetic."""
+        """The results that some path adds to, in the type of the arithmetic.
+
+        The operands are contiguous.
+        """
         like = next(operand for operand in operands if operand is not None)
         made = self.kernels(terms, ARITHMETIC[like.dtype], lanes_of(like.device))
         return {number: self._result(made[number], operands, like) for number in made}
@@ -172,7 +176,7 @@ class Call:
             values |= {"sender": graph.edge_src, "receiver": graph.edge_dst}
         for index, operand in enumerate(operands):
             if operand is not None:
-                values[f"x{index}"] = operand.contiguous()
+                values[f"x{index}"] = operand
         dim = self.problem.dims[slot]
         is_covered = number > 0 and _covers(kernels, self.problem, slot)
         make = like.new_empty if is_covered else like.new_zeros

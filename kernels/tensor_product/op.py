@@ -11,7 +11,7 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.edges import edges_of
-from eqtp.kernels.codegen.triton_device import ARITHMETIC
+from eqtp.kernels.codegen.triton_device import why_not_dtype
 from eqtp.kernels.tensor_product import _ops, reference
 from eqtp.kernels.tensor_product.config import TRITON_MAX_CONSTANTS
 from eqtp.layout import Layout, check_layout, to_layout
@@ -107,8 +107,8 @@ def why_not(backend: str, problem: TensorProductProblem, dtype: torch.dtype) -> 
     """Why a backend cannot run a product of a dtype; None where it can."""
     if backend == "cpu" and dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, got {dtype}"
-    if backend == "triton" and dtype not in ARITHMETIC:
-        return f"its kernels are for {', '.join(map(str, ARITHMETIC))}, got {dtype}"
+    if backend == "triton" and (obstacle := why_not_dtype(dtype)) is not None:
+        return obstacle
     if backend == "triton" and problem.num_constants > TRITON_MAX_CONSTANTS:
         return (
             f"its code is unrolled and takes at most {TRITON_MAX_CONSTANTS} constants that are not "
