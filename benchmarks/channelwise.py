@@ -31,8 +31,8 @@ BARS = {
     ("double backward", "eqtp cpu", 1): 30.0,
     ("double backward", "eqtp cpu", 2): 30.0,
 }
-FLOPS = 1_500_000_000
-"""Counted flops of a forward pass at most, or a case of five degrees takes six minutes."""
+FLOPS = 200_000_000
+"""Counted flops of a forward pass at most, or a case of five degrees takes minutes."""
 
 QUICK = ("nequip-water", "mace-medium", "4_32_2_p_sc.txt#3")
 

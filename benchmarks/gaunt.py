@@ -31,8 +31,8 @@ def cases(choice: Choice) -> Iterator[Case]:
 
 def _case(setting: str, degree: int, channels: int, choice: Choice) -> Case:
     problem = product(setting, degree, channels)
-    # Rows times channels; at L = 8 Clebsch-Gordan products take 0.1 ms for each, with gradients.
-    numbers = 20_000 if degree <= 4 else 5_000
+    # Rows times channels; at L = 8 Clebsch-Gordan products take 0.05 ms for each, with gradients.
+    numbers = 20_000 if degree < 4 else 3_000
     rows = 200 if choice.quick else max(100, numbers // channels)
     return product_case(
         "gaunt",

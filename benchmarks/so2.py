@@ -25,7 +25,7 @@ def cases(choice: Choice) -> Iterator[Case]:
         yield _case(2, 8, "iron", choice)
         return
     for degree in (1, 2, 3, 4, 6):
-        for channels in (16, 64) if degree < 6 else (16,):
+        for channels in (16, 64) if degree < 4 else (16,):
             yield _case(degree, channels, "iron", choice)
     yield _case(3, 32, "threebpa", choice)
 
