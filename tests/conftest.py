@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.register_assert_rewrite("contraction_checks", "potential_checks")
+pytest.register_assert_rewrite("contraction_checks", "potential_checks", "triton_checks")
 torch.set_num_threads(1)  # the suite runs side by side with itself; two threads would only wait
 
 

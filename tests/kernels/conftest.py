@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from triton_checks import INTERPRETED
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[int, ...]
     The kernels that were compiled or found in the process's cache, with their grids.
     """
     pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if INTERPRETED:
         pytest.skip("Triton's interpreter compiles nothing")
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver

@@ -1,21 +1,14 @@
-"""The Triton kernels of the channelwise product in Triton's interpreter, against the definition.
-
-The interpreter is chosen by an environment variable before triton is imported, so these tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of the channelwise product in Triton's interpreter, against the definition."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_importable_without_triton, interpreted, run_in_the_interpreter
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _triton
@@ -24,18 +17,12 @@ from eqtp.kernels.codegen import triton_items
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.problem import TensorProductProblem
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
     torch.float32: 5e-6,
     torch.float16: 2e-3,  # float32 arithmetic, one rounding to the storage type: 2^-11 of the value
     torch.bfloat16: 1.6e-2,  # 2^-8
 }
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
 
 
 @dataclass(frozen=True)
@@ -218,22 +205,11 @@ def assert_close(
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def test_importable_without_triton() -> None:
-    script = "import sys; sys.modules['triton'] = None; import eqtp.kernels.channelwise._triton"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
+    assert_importable_without_triton("eqtp.kernels.channelwise._triton")
 
 
 def test_says_what_it_cannot_serve() -> None:

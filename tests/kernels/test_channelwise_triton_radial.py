@@ -1,22 +1,15 @@
-"""Weights computed inside the Triton kernels, in Triton's interpreter, against the definition.
-
-The interpreter is chosen by an environment variable before triton is imported, so these tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""Weights computed inside the Triton kernels, in Triton's interpreter, against the definition."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import interpreted, run_in_the_interpreter
 
 from eqtp.graph import Graph
 from eqtp.kernels.channelwise import _triton, _triton_radial
@@ -25,17 +18,11 @@ from eqtp.kernels.codegen import triton_items
 from eqtp.kernels.tensor_product import reference as definition
 from eqtp.problem import TensorProductProblem
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
     torch.float32: 5e-6,
     torch.bfloat16: 1.6e-2,  # float32 arithmetic, one rounding to the storage type: 2^-8
 }
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
 
 
 @dataclass(frozen=True)
@@ -201,16 +188,7 @@ def assert_close(
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 @interpreted

@@ -1,21 +1,13 @@
-"""The Triton kernels of many-body Gaunt products, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of many-body Gaunt products, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_no_spills, compiled, interpreted, run_in_the_interpreter
 
 from eqtp.benchmarks.triton_registers import (
     CONTRACTION_PASSES,
@@ -28,9 +20,6 @@ from eqtp.kernels.codegen.polynomial_triton import make_pass
 from eqtp.kernels.gaunt_contraction import _triton
 from eqtp.kernels.gaunt_contraction.reference import gaunt_contraction_reference
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-12,  # relative; sums of a few hundred terms, 1e-15 measured
     torch.float32: 5e-6,
@@ -45,10 +34,6 @@ PROBLEMS = {
     "vanishing": ("2x1o", "2x1o+2x0e+2x5o", 3),
     "full_block": ("32x0e+32x1o", "32x0e", 2),
 }
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
 
 
 def check(problem: GauntContractionProblem, element: list[int], dtype: torch.dtype) -> None:
@@ -82,16 +67,7 @@ def check(problem: GauntContractionProblem, element: list[int], dtype: torch.dty
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 @interpreted
@@ -168,22 +144,17 @@ def test_another_number_of_nodes_is_not_compiled_again(
 
 
 def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
     for number, usage in enumerate(compile_gaunt_contraction(name, pass_name, target, dtype)):
-        assert usage.registers > 0
-        if usage.spills > 0 or usage.stack > 0:
-            text = f"{name} {pass_name}, kernel {number}, {target}, {dtype}: {usage}"
-            assert triton.__version__ != PINNED, text
-            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+        assert_no_spills(usage, f"{name} {pass_name}, kernel {number}, {target}, {dtype}")
 
 
+@compiled
 @pytest.mark.parametrize("pass_name", ["forward", "gradient x", "gradient w"])
 def test_lmax_3_does_not_spill(pass_name: str) -> None:
     check_spills("gaunt-3", pass_name, "sm_90", torch.float32)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", CONTRACTION_PASSES)
 @pytest.mark.parametrize("target", TARGETS)
@@ -192,6 +163,7 @@ def test_no_pass_of_lmax_3_spills(dtype: torch.dtype, target: str, pass_name: st
     check_spills("gaunt-3", pass_name, target, dtype)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", CONTRACTION_PASSES)
 def test_no_pass_of_lmax_6_spills(pass_name: str) -> None:

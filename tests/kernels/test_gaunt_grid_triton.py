@@ -1,20 +1,11 @@
-"""The Triton kernels of products on the sphere, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of products on the sphere, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_no_spills, compiled, interpreted, run_in_the_interpreter
 
 from eqtp.benchmarks.triton_registers import REALS, TARGETS, Usage, compile_source
 from eqtp.kernels.codegen.multilinear_terms import Term, differentiate
@@ -23,9 +14,6 @@ from eqtp.kernels.gaunt_grid import op as public
 from eqtp.kernels.gaunt_grid._schedule import Schedule, schedule
 from eqtp.kernels.gaunt_grid._triton_source import FUNCTION, SphereKernel, kernels_of
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-12,  # relative to the largest value
     torch.float32: 1e-5,
@@ -36,22 +24,9 @@ PROBLEMS = {
     "gaps": SphereProductProblem((1, 3), (0, 2), (1, 2, 5)),
 }
 
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
-
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def make(
@@ -168,24 +143,21 @@ def compile_kernel(
     return usages
 
 
-def assert_no_spills(
+def check_spills(
     lmax: int, odd: bool, name: str, weighted: bool, target: str, dtype: torch.dtype
 ) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
     for usage in compile_kernel(lmax, odd, name, weighted, target, dtype):
-        assert usage.registers > 0
-        if usage.spills > 0 or usage.stack > 0:
-            text = f"L = {lmax}, odd {odd}, {name}, weighted {weighted}, {target}, {dtype}: {usage}"
-            assert triton.__version__ != PINNED, text
-            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+        assert_no_spills(
+            usage, f"L = {lmax}, odd {odd}, {name}, weighted {weighted}, {target}, {dtype}"
+        )
 
 
+@compiled
 def test_the_largest_value_does_not_spill() -> None:
-    assert_no_spills(6, False, "value", False, "sm_90", torch.float32)
+    check_spills(6, False, "value", False, "sm_90", torch.float32)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ["value", "gradient", "second"])
@@ -197,7 +169,7 @@ def test_no_spills(lmax: int, target: str, odd: bool, name: str, weighted: bool)
         pytest.skip("there weights are applied by torch")
     if target == "sm_80" and odd and lmax > 3:
         pytest.skip("known: the curl spills on sm_80 at L = 6, 100 to 370 accesses of local memory")
-    assert_no_spills(lmax, odd, name, weighted, target, torch.float32)
+    check_spills(lmax, odd, name, weighted, target, torch.float32)
 
 
 def test_says_what_it_cannot_serve() -> None:

@@ -1,50 +1,26 @@
-"""The Triton kernels of 3x3 matrices, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of 3x3 matrices, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_no_spills, compiled, interpreted, run_in_the_interpreter
 
 from eqtp.benchmarks.triton_registers import TARGETS, compile_matrices
 from eqtp.kernels.matrix import Kind, _ops, _triton, reference
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-13,  # relative to the largest value; a few dozen terms
     torch.float32: 1e-5,
 }
 
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
-
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def derivatives(function: Callable[..., Tensor], *operands: Tensor) -> list[Tensor]:
@@ -111,16 +87,10 @@ def test_another_number_of_rows_is_not_compiled_again(
         assert instruction in first.asm["ptx"]
 
 
+@compiled
 @pytest.mark.parametrize("name", ["product_00", "anticommutator_01", "second_gradient"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_spills(name: str, target: str, dtype: torch.dtype) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
     (usage,) = compile_matrices(name, target, dtype)
-    assert usage.registers > 0
-    if usage.spills > 0 or usage.stack > 0:
-        text = f"{name}, {target}, {dtype}: {usage}"
-        assert triton.__version__ != PINNED, text
-        warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+    assert_no_spills(usage, f"{name}, {target}, {dtype}")

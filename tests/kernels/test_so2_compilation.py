@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
 import pytest
+from triton_checks import assert_no_spills, compiled
 
-triton = pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
-
-from eqtp.benchmarks.so2_registers import (  # noqa: E402
+from eqtp.benchmarks.so2_registers import (
     LINEAR_KERNELS,
     ROTATION_KERNELS,
     compile_linear,
     compile_rotation,
 )
-from eqtp.benchmarks.triton_registers import TARGETS, Usage  # noqa: E402
+from eqtp.benchmarks.triton_registers import TARGETS
 
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
+pytestmark = compiled
 
 
 # On gfx942 one kernel of the second gradient keeps a few scalar registers in lanes of a vector
@@ -27,17 +21,10 @@ PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 SCALAR_SPILLS = {("nodes turned", "gfx942"): 8}
 
 
-def check(usage: Usage, what: str, allowed: int = 0) -> None:
-    assert usage.registers > 0
-    if usage.spills > allowed or usage.stack > 0:
-        assert triton.__version__ != PINNED, f"{what}: {usage}"
-        warnings.warn(f"spills with triton {triton.__version__}: {what}: {usage}", stacklevel=1)
-
-
 def test_kernels_of_training_do_not_spill() -> None:
     for name in ("rotate", "nodes", "torque"):
-        check(compile_rotation(name, 2, 2, 64, "sm_90"), name)
-    check(compile_linear("A alone", "sm_90"), "linear")
+        assert_no_spills(compile_rotation(name, 2, 2, 64, "sm_90"), name)
+    assert_no_spills(compile_linear("A alone", "sm_90"), "linear")
 
 
 @pytest.mark.slow
@@ -49,7 +36,7 @@ def test_rotations_do_not_spill(l: int, channels: int, target: str) -> None:
         for name in ROTATION_KERNELS:
             usage = compile_rotation(name, l, m_max, channels, target)
             what = f"{name}, degree {l}, m_max {m_max}, {channels} channels, {target}"
-            check(usage, what, SCALAR_SPILLS.get((name, target), 0))
+            assert_no_spills(usage, what, SCALAR_SPILLS.get((name, target), 0))
 
 
 @pytest.mark.slow
@@ -57,4 +44,4 @@ def test_rotations_do_not_spill(l: int, channels: int, target: str) -> None:
 @pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
 @pytest.mark.parametrize("name", LINEAR_KERNELS)
 def test_linear_maps_do_not_spill(name: str, precision: str, target: str) -> None:
-    check(compile_linear(name, target, precision), f"{name}, {precision}, {target}")
+    assert_no_spills(compile_linear(name, target, precision), f"{name}, {precision}, {target}")

@@ -1,19 +1,11 @@
-"""The Triton kernels of the SO(2) family in Triton's interpreter, against plain PyTorch.
-
-The interpreter is chosen by an environment variable before triton is imported, so these tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of the SO(2) family in Triton's interpreter, against plain PyTorch."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import interpreted, run_in_the_interpreter
 
 pytest.importorskip("triton")
 
@@ -21,26 +13,14 @@ from eqtp.graph import Graph
 from eqtp.kernels.so2 import FrameLayout, _linear, _torch, _triton, so2_linear
 from eqtp.kernels.so2.edges import side_of, sides_of
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
     torch.float32: 5e-6,
 }
 
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
-
 
 def test_in_the_interpreter() -> None:
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(Path(__file__).resolve())]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def close(a: Tensor, b: Tensor) -> None:

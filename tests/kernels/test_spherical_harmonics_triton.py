@@ -1,50 +1,26 @@
-"""The Triton kernels of the spherical harmonics, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of the spherical harmonics, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_no_spills, compiled, interpreted, run_in_the_interpreter
 
 from eqtp.benchmarks.triton_registers import HARMONICS, TARGETS, compile_harmonics
 from eqtp.kernels.spherical_harmonics import _triton, op, reference
 from eqtp.so3.solid_harmonics import Normalization
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-12,  # relative to the largest value
     torch.float32: 5e-6,  # a rounding of 6e-8 in v / |v| enters l times
 }
 
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
-
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def through_triton(lmax: int, vec: Tensor, *options: object) -> Tensor:
@@ -152,23 +128,18 @@ def test_another_number_of_vectors_is_not_compiled_again(
 
 
 def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
     for number, usage in enumerate(compile_harmonics(name, pass_name, target, dtype)):
-        assert usage.registers > 0
-        if usage.spills > 0 or usage.stack > 0:
-            text = f"{name} {pass_name}, kernel {number}, {target}, {dtype}: {usage}"
-            assert triton.__version__ != PINNED, text
-            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+        assert_no_spills(usage, f"{name} {pass_name}, kernel {number}, {target}, {dtype}")
 
 
+@compiled
 @pytest.mark.parametrize("pass_name", _triton.ARGUMENTS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_low_degrees_do_not_spill(target: str, pass_name: str) -> None:
     check_spills("harmonics-3", pass_name, target, torch.float32)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", _triton.ARGUMENTS)
 @pytest.mark.parametrize("target", TARGETS)

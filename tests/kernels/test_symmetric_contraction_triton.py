@@ -1,22 +1,20 @@
-"""The Triton kernels of the symmetric contraction, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of the symmetric contraction, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import (
+    assert_importable_without_triton,
+    assert_no_spills,
+    compiled,
+    interpreted,
+    run_in_the_interpreter,
+)
 
 from eqtp.benchmarks.triton_registers import (
     CONTRACTION_PASSES,
@@ -31,9 +29,6 @@ from eqtp.kernels.symmetric_contraction.config import triton_launch
 from eqtp.kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from eqtp.symmetric_problem import SymmetricContractionProblem
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-12,  # sums of at most a few hundred terms of size one
     torch.float32: 5e-6,
@@ -48,10 +43,6 @@ PROBLEMS = {
     "blocks_of_channels": ("33x0e+33x1o", "33x0e", 2),
     "full_block": ("32x1o", "32x0e", 2),
 }
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
 
 
 def problem_of(name: str) -> SymmetricContractionProblem:
@@ -107,16 +98,7 @@ def _grad(
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 @interpreted
@@ -182,13 +164,9 @@ def test_results_are_the_same_again_and_for_permuted_nodes() -> None:
 
 
 def test_importable_without_triton() -> None:
-    script = (
-        "import sys; sys.modules['triton'] = None; "
-        "import eqtp.kernels.symmetric_contraction._triton; "
-        "import eqtp.kernels.spherical_harmonics._triton"
+    assert_importable_without_triton(
+        "eqtp.kernels.symmetric_contraction._triton", "eqtp.kernels.spherical_harmonics._triton"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
 
 
 def test_says_what_it_cannot_serve() -> None:
@@ -240,22 +218,17 @@ def test_another_number_of_nodes_is_not_compiled_again(
 
 
 def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
     for number, usage in enumerate(compile_contraction(name, pass_name, target, dtype)):
-        assert usage.registers > 0
-        if usage.spills > 0 or usage.stack > 0:
-            text = f"{name} {pass_name}, kernel {number}, {target}, {dtype}: {usage}"
-            assert triton.__version__ != PINNED, text
-            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+        assert_no_spills(usage, f"{name} {pass_name}, kernel {number}, {target}, {dtype}")
 
 
+@compiled
 @pytest.mark.parametrize("pass_name", ["forward", "gradient x", "gradient w"])
 def test_scalar_result_does_not_spill(pass_name: str) -> None:
     check_spills("contraction-0e", pass_name, "sm_90", torch.float32)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", CONTRACTION_PASSES)
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,23 +1,15 @@
-"""The Triton kernels of the general product, in Triton's interpreter and compiled.
-
-The interpreter is chosen by an environment variable before triton is imported, so those tests run
-in a process of their own: `test_in_the_interpreter` starts pytest on this very file.
-"""
+"""The Triton kernels of the general product, in Triton's interpreter and compiled."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton_checks import assert_no_spills, compiled, interpreted, run_in_the_interpreter
 
 from eqtp.benchmarks.triton_registers import (
     GENERAL,
@@ -34,19 +26,12 @@ from eqtp.kernels.tensor_product.config import triton_launch
 from eqtp.nn import FullyConnectedTensorProduct
 from eqtp.problem import TensorProductProblem
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PINNED = "3.7.1"  # of torch 2.13's CUDA wheels; spills depend on the version
 TOLERANCES = {
     torch.float64: 1e-12,  # relative to the largest value; sums of a few hundred terms
     torch.float32: 5e-6,
     torch.float16: 4e-3,  # float32 arithmetic, gradients of rounded values: 2^-11 of the value
     torch.bfloat16: 3e-2,  # 2^-8
 }
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts"
-)
 
 
 def make(*arguments: Any) -> TensorProductProblem:
@@ -78,16 +63,7 @@ FORMS = ["rows", "graph"]
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def make_graph(num_edges: int = 7) -> Graph:
@@ -280,26 +256,21 @@ def test_another_number_of_rows_is_not_compiled_again(
     assert [grid for _, grid in launches] == [(24,), (24,)]
 
 
-def assert_no_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
-    triton = pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("Triton's interpreter compiles nothing")
+def check_spills(name: str, pass_name: str, target: str, dtype: torch.dtype) -> None:
     for usage in compile_general(name, pass_name, target, dtype):
-        assert usage.registers > 0
-        if usage.spills > 0 or usage.stack > 0:
-            text = f"{name} {pass_name}, {target}, {dtype}: {usage}"
-            assert triton.__version__ != PINNED, text
-            warnings.warn(f"spills with triton {triton.__version__}: {text}", stacklevel=1)
+        assert_no_spills(usage, f"{name} {pass_name}, {target}, {dtype}")
 
 
+@compiled
 def test_the_value_does_not_spill() -> None:
-    assert_no_spills("diffdock-l2", "value", "sm_90", torch.float32)
+    check_spills("diffdock-l2", "value", "sm_90", torch.float32)
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", GENERAL_PASSES)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", GENERAL)
 def test_no_spills(name: str, dtype: torch.dtype, target: str, pass_name: str) -> None:
-    assert_no_spills(name, pass_name, target, dtype)
+    check_spills(name, pass_name, target, dtype)
