@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eqtp.irreps import Irrep, Irreps
 
 if TYPE_CHECKING:
-    from eqtp import kernels, models, so3
+    from eqtp import kernels, models, nn, so3
     from eqtp.graph import Graph
     from eqtp.models.acceleration import accelerate, accelerated, restore
     from eqtp.models.calculator import Calculator
@@ -55,11 +55,12 @@ __all__ = [
     "accelerated",
     "kernels",
     "models",
+    "nn",
     "restore",
     "so3",
 ]
 
-_PACKAGES = ("kernels", "models", "so3")
+_PACKAGES = ("kernels", "models", "nn", "so3")
 _REFUSED = {
     "PairGate": "SPHNet's gate on pairs of atoms drops those below a quantile over the batch: "
     "energies would jump as atoms move and depend on what else is in the batch, so it is not for "

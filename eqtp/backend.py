@@ -1,4 +1,4 @@
-"""Which implementation runs an operation: decided here and nowhere else.
+"""Which implementation runs a product, convolution or contraction: decided here.
 
     triton     Triton kernels, for tensors on a GPU
     cpu        generated C++, for tensors on a CPU
@@ -6,7 +6,8 @@
     reference  the definition: readable, any device, float64-able, slow
 
 `"auto"` takes the first of this list that the operation has for the device. An explicit backend
-that cannot serve raises; nothing falls back silently.
+that cannot serve raises. Spherical harmonics, linear maps, radial networks, norms and gates take no
+backend: C++ where it can run, else plain torch (harmonics on a GPU: Triton).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Backend", "Resolution", "resolve"]
+__all__ = ["Backend", "Resolution", "check_backend", "resolve"]
 
 Backend = Literal["auto", "triton", "cpu", "torch", "reference"]
 
@@ -28,6 +29,16 @@ class Resolution:
 
     backend: Backend
     reason: str
+
+
+def check_backend(backend: str) -> None:
+    """Refuses names that are no backend's.
+
+    Raises:
+        ValueError: `backend` is not one of `Backend`.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
 
 
 def resolve(
@@ -55,9 +66,7 @@ def resolve(
         >>> resolve("auto", family="channelwise", implemented=("torch", "reference")).backend
         'torch'
     """
-    names = get_args(Backend)
-    if requested not in names:
-        raise ValueError(f"backend must be one of {names}, got {requested!r}")
+    check_backend(requested)
     remedy = f"use backend='auto' or one of {sorted(implemented)}"
     if requested != "auto":
         if requested not in implemented:
@@ -76,7 +85,7 @@ def resolve(
             )
         return Resolution(requested, "asked for by name")
     skipped = []
-    for name in (name for name in names if name != "auto" and _serves(name, device)):
+    for name in (name for name in get_args(Backend) if name != "auto" and _serves(name, device)):
         obstacle = "no kernel for this family in this version"
         if name in implemented:
             obstacle = why_not(name)

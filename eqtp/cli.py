@@ -20,7 +20,7 @@ COMMANDS = {
         "eqtp.models.acceleration.command",
         "what eqtp.accelerate gains for a mace-torch model",
     ),
-    "bench": ("eqtp.benchmarks.__main__", "microbenchmarks"),
+    "bench": ("eqtp.benchmarks.__main__", "products, models and rivals, timed and checked"),
 }
 
 # What wrong input raises: shown as one line. Anything else is a defect and keeps its traceback.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from eqtp.operands import check_alike
+
 __all__ = ["EdgeOrder", "Graph", "SenderSums"]
 
 
@@ -192,11 +194,7 @@ def _validate(edge_src: Tensor, edge_dst: Tensor, num_src: int, num_dst: int) ->
             "edge_src and edge_dst must be one-dimensional and of one length, "
             f"got shapes {tuple(edge_src.shape)} and {tuple(edge_dst.shape)}"
         )
-    if edge_src.dtype != edge_dst.dtype or edge_src.device != edge_dst.device:
-        raise TypeError(
-            "edge_src and edge_dst must share dtype and device, got "
-            f"{edge_src.dtype} on {edge_src.device} and {edge_dst.dtype} on {edge_dst.device}"
-        )
+    check_alike(edge_src=edge_src, edge_dst=edge_dst)
     if num_src < 0 or num_dst < 0:
         raise ValueError(f"num_src and num_dst must not be negative, got {num_src}, {num_dst}")
     if torch.compiler.is_compiling():

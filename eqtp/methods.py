@@ -64,7 +64,9 @@ class Method:
             ValueError: The method does not have the path.
         """
         if not self.has_path(l1, l2, l3):
-            raise ValueError(f"method {self.name!r} has no path ({l1}, {l2}, {l3})")
+            raise ValueError(
+                f"method {self.name!r} has no path ({l1}, {l2}, {l3}): use method='cg'"
+            )
         return self._factor(l1, l2, l3)
 
 

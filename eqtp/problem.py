@@ -67,6 +67,11 @@ class Path:
         """Where this path's weights are in the flat weight."""
         return slice(self.weight_start, self.weight_start + self.weight_numel)
 
+    def without_weights(self, mode: Mode, i_out: int) -> Path:
+        """The same coupling in another mode, without weights, into another block."""
+        free: dict[str, Any] = {"has_weight": False, "weight_shape": (), "weight_start": 0}
+        return replace(self, mode=mode, i_out=i_out, **free)
+
 
 @dataclass(frozen=True)
 class TensorProductProblem:
@@ -98,8 +103,8 @@ class TensorProductProblem:
         irreps_out: Irreps | str,
         instructions: Iterable[Sequence[Any]],
         *,
-        irrep_normalization: IrrepNormalization = "component",
-        path_normalization: PathNormalization = "element",
+        irrep_normalization: IrrepNormalization | None = "component",
+        path_normalization: PathNormalization | None = "element",
         in1_var: Sequence[float] | None = None,
         in2_var: Sequence[float] | None = None,
         out_var: Sequence[float] | None = None,
@@ -111,8 +116,8 @@ class TensorProductProblem:
             irreps_in2: Irreps of x2.
             irreps_out: Irreps of the result.
             instructions: Tuples (i_in1, i_in2, i_out, mode, has_weight[, path_weight]).
-            irrep_normalization: "component", "norm" or "none", as in e3nn.
-            path_normalization: "element", "path" or "none", as in e3nn.
+            irrep_normalization: "component" (also None), "norm" or "none", as in e3nn.
+            path_normalization: "element" (also None), "path" or "none", as in e3nn.
             in1_var: Variance of each block of x1, 1 by default.
             in2_var: Variance of each block of x2, 1 by default.
             out_var: Wanted variance of each block of the result, 1 by default.
@@ -121,6 +126,8 @@ class TensorProductProblem:
             ValueError: An instruction breaks a rule of its mode, the triangle rule or parity.
         """
         in1, in2, out = parse_irreps(irreps_in1), parse_irreps(irreps_in2), parse_irreps(irreps_out)
+        irrep_normalization = irrep_normalization or "component"
+        path_normalization = path_normalization or "element"
         _check_choice("irrep_normalization", irrep_normalization, get_args(IrrepNormalization))
         _check_choice("path_normalization", path_normalization, get_args(PathNormalization))
         var1 = _variances("in1_var", in1_var, len(in1))

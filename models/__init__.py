@@ -25,9 +25,12 @@ _MODULES = MODEL_MODULES | {
     "prune_paths": "eqtp.models.blocks.path_gates",
     "save": "eqtp.models.io",
 }
+_PACKAGES = ("acceleration", "training")
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"eqtp.models.{name}")
     raise AttributeError(f"module 'eqtp.models' has no attribute {name!r}; it has {__all__}")

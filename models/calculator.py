@@ -142,8 +142,8 @@ class Calculator(AseCalculator):
     the model are properties by their names: `atoms.get_dipole_moment()` asks for one "dipole".
 
     Args:
-        path_or_model: A file of `eqtp.models.save`, or a model (it is copied, so that switching
-            off its parameters' gradients does not disturb a training).
+        path_or_model: A file of `eqtp.models.save`, the folder of a run, or a model (it is copied,
+            so that switching off its parameters' gradients does not disturb a training).
         device: "auto" takes a GPU where there is one.
         dtype: Floating-point type to compute in, such as `torch.float32` or "float32"; None keeps
             the model's own. Results are always float64 arrays.

@@ -35,7 +35,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: A model of a class in `eqtp.models.registry`, with `hyperparameters` that rebuild it.
-        path: The file to write, by custom `*.safetensors`; an existing file is replaced only
+        path: The file to write, customarily `*.safetensors`; an existing file is replaced only
             once the new one is complete.
 
     Raises:
@@ -72,7 +72,7 @@ def load(
     """Reads a model that `save` wrote, checking everything and running no code from the file.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a training run, whose model is `model.safetensors`.
         dtype: Floating-point type to convert the model to; None keeps each tensor's saved one.
         device: Where the model goes.
 
@@ -88,6 +88,7 @@ def load(
         See `save`.
     """
     path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}: use torch.float32")
     metadata, tensors = _read(path)
@@ -200,10 +201,13 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             wrong.append("dtype")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"the model description in '{path}' is damaged ({error!r})") from error
+        raise ValueError(
+            f"the model description in '{path}' is damaged ({error!r}); save the model again"
+        ) from error
     if wrong or version != FORMAT:
         raise ValueError(
-            f"the model description in '{path}' is damaged: wrong {', '.join(wrong) or 'format'}"
+            f"the model description in '{path}' is damaged: wrong "
+            f"{', '.join(wrong) or 'format'}; save the model again"
         )
     return dict(description)
 

@@ -57,7 +57,7 @@ class MACE(nn.Module):
         num_bessel: Number of radial basis functions.
         num_polynomial_cutoff: Order p of the smooth cutoff.
         max_ell: Largest degree of the spherical harmonics.
-        correlation: Body order minus one of the features, 1 to 4.
+        correlation: Body order minus one of the features, at least 1.
         num_interactions: Number of layers.
         hidden_irreps: Node features, one multiplicity for all, e.g. "32x0e+32x1o".
         mlp_irreps: Hidden scalars of the last readout, e.g. "16x0e".

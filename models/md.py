@@ -325,14 +325,14 @@ def _plot(result: MDResult, path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `eqtp md`."""
     add = parser.add_argument
-    add("model", help="a model file (.safetensors)")
+    add("model", help="a model file (.safetensors) or the folder of a run")
     add("structure", help="a file ASE reads; FILE@INDEX picks a frame, the last one by default")
     add("--ensemble", choices=ENSEMBLES, default="nve", help="nvt is Langevin (default: nve)")
     add("--temperature", type=float, default=300.0, help="K (default: 300)")
     add("--timestep", type=_positive, default=0.5, help="fs (default: 0.5)")
-    length = parser.add_mutually_exclusive_group(required=True)
+    length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of time steps")
-    length.add_argument("--time", type=_positive, help="length of the run, ps")
+    length.add_argument("--time", type=_positive, default=1.0, help="of the run, ps (default: 1)")
     add("--friction", type=_positive, default=0.01, help="of the thermostat, 1/fs (default: 0.01)")
     add("--seed", type=int, default=0, help="of velocities and thermostat (default: 0)")
     add("--interval", type=int, default=10, help="steps between records (default: 10)")
@@ -365,7 +365,7 @@ def run(args: argparse.Namespace) -> int:
     if not any(Path(name).is_file() for name in names):
         raise FileNotFoundError(f"a structure file must exist, got '{args.structure}'")
     atoms: Any = read(args.structure)
-    steps = args.steps if args.time is None else round(1000 * args.time / args.timestep)
+    steps = round(1000 * args.time / args.timestep) if args.steps is None else args.steps
     result = molecular_dynamics(
         atoms,
         Calculator(args.model, device=args.device, dtype=args.dtype),

@@ -28,6 +28,7 @@ from eqtp.irreps import Irreps
 from eqtp.kernels.matrix import matrix_normalize, matrix_product
 from eqtp.kernels.radial import Activation, RadialBasis, radial_network
 from eqtp.models.blocks.energy import energy_and_derivatives
+from eqtp.models.blocks.hyperparameters import check_at_least, check_elements, check_positive
 from eqtp.models.blocks.matrix_linear import MatrixLinear, expand_parts
 from eqtp.models.blocks.radial import ExpNormalBasis, cosine_cutoff
 from eqtp.nn import ChannelwiseTensorProduct
@@ -360,22 +361,10 @@ def _square_norms(x: Float[Tensor, "nodes dim"], channels: int) -> Float[Tensor,
 
 def _validate(hyperparameters: dict[str, Any]) -> None:
     """Refuses hyperparameters that make no model, before anything is built."""
-    numbers, energies = hyperparameters["atomic_numbers"], hyperparameters["atomic_energies"]
-    if len(numbers) == 0 or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise ValueError(
-            f"atomic_numbers must list each element once, from 1 (H) on, got {numbers}"
-        )
-    if len(energies) != len(numbers):
-        raise ValueError(
-            f"atomic_energies must have one energy per element ({len(numbers)}), "
-            f"got {len(energies)}"
-        )
+    check_elements(hyperparameters)
+    check_at_least(hyperparameters, {"channels": 2, "num_layers": 0, "num_rbf": 2})
+    check_positive(hyperparameters, "r_max")
     if hyperparameters["group"] not in get_args(Group):
         raise ValueError(
             f"group must be one of {get_args(Group)}, got {hyperparameters['group']!r}"
         )
-    for name, low in (("channels", 2), ("num_layers", 0), ("num_rbf", 2)):
-        if hyperparameters[name] < low:
-            raise ValueError(f"{name} must be at least {low}, got {hyperparameters[name]}")
-    if not hyperparameters["r_max"] > 0:
-        raise ValueError(f"r_max must be positive, got {hyperparameters['r_max']}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,83 +13,102 @@ from torch import Tensor
 from eqtp.backend import Backend, Resolution, resolve
 from eqtp.kernels.channelwise import op as channelwise
 from eqtp.kernels.channelwise._ops import takes_radial
+from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.tensor_product import op as tensor_product
-from eqtp.methods import Method
 from eqtp.problem import TensorProductProblem
 
 from .family import FamilyChoice
 
-__all__ = ["explain", "flops_per_row"]
+if TYPE_CHECKING:
+    from .evaluators.protocol import Evaluator
+
+__all__ = ["Explanation", "flops_per_row"]
 
 
-def explain(
-    problem: TensorProductProblem,
-    *,
-    title: str,
-    method: Method,
-    choose_family: FamilyChoice,
-    like: Tensor | None,
-) -> str:
-    """A report of what runs and why.
+@dataclass(frozen=True)
+class Explanation:
+    """A report of what runs and why; each method adds lines of its own.
 
-    Args:
-        problem: The product.
+    Attributes:
+        evaluator: How the product is computed.
         title: First line.
-        method: The product's method.
-        choose_family: Tells the kernel family and holds the backend that the caller asked for.
-        like: A tensor whose device and dtype the operands have; CPU and default dtype when None.
+        device: Type of the operands' device.
+        dtype: Of the operands.
     """
-    device = "cpu" if like is None else like.device.type
-    dtype = torch.get_default_dtype() if like is None else like.dtype
-    rows, why_rows = choose_family(on_graph=False, device=device)
-    graphs, why_graphs = choose_family(on_graph=True, device=device)
-    chosen = _resolve(choose_family.backend, graphs, problem, device, dtype)
-    kernels = [f"  kernel    {graphs}: {why_graphs}"]
-    if rows != graphs:
-        kernels += [f"            {rows} without a graph: {why_rows}"]
-    columns = problem.irreps_in1.dim + problem.irreps_in2.dim + problem.irreps_out.dim
-    weighted = sum(path.has_weight for path in problem.paths)
-    return "\n".join(
-        [
-            title,
-            f"  method    {method.name} ({method.summary})",
+
+    evaluator: Evaluator
+    title: str
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, title: str, like: Tensor | None) -> Explanation:
+        """For operands like a tensor; None: default dtype, where the backend runs, else a CPU."""
+        if like is not None:
+            return cls(evaluator, title, like.device.type, like.dtype)
+        device = "cuda" if evaluator.backend == "triton" else "cpu"
+        return cls(evaluator, title, device, torch.get_default_dtype())
+
+    @property
+    def is_compiled_for_cpus(self) -> bool:
+        """Whether C++ runs, given kernels that have it."""
+        return self.device == "cpu" and why_unavailable("cpu") is None
+
+    def text(self, *lines: str) -> str:
+        """The title, the method, its lines, and the bytes of a row."""
+        evaluator, itemsize = self.evaluator, self.dtype.itemsize
+        method, problem = evaluator.method, evaluator.problem
+        columns = problem.irreps_in1.dim + evaluator.dim2 + problem.irreps_out.dim
+        return "\n".join(
+            [
+                self.title,
+                f"  method    {method.name} ({method.summary})",
+                *lines,
+                f"  bytes     {columns * itemsize:,} per row in {self.dtype} (x1, x2 and result "
+                f"once) and {evaluator.weight_numel * itemsize:,} for weights per row",
+            ]
+        )
+
+    def resolve(
+        self, family: str, implemented: Collection[str], why_not: Callable[[str], str | None]
+    ) -> Resolution:
+        """What a family takes for the operands."""
+        return resolve(
+            self.evaluator.backend,
+            family=family,
+            implemented=implemented,
+            device=self.device,
+            why_not=why_not,
+        )
+
+    def path_by_path(
+        self, problem: TensorProductProblem, choose_family: FamilyChoice
+    ) -> tuple[str, ...]:
+        """Kernels, backend, paths and costs of a Clebsch-Gordan product."""
+        rows, why_rows = choose_family(on_graph=False, device=self.device)
+        graphs, why_graphs = choose_family(on_graph=True, device=self.device)
+        op = channelwise if graphs == "channelwise" else tensor_product
+        chosen = self.resolve(
+            graphs, op.IMPLEMENTED, lambda name: op.why_not(name, problem, self.dtype)
+        )
+        kernels = [f"  kernel    {graphs}: {why_graphs}"]
+        if rows != graphs:
+            kernels += [f"            {rows} without a graph: {why_rows}"]
+        weighted = sum(path.has_weight for path in problem.paths)
+        return (
             *kernels,
             f"  backend   {chosen.backend}: {chosen.reason}",
             f"  paths     {len(problem.paths)}, {weighted} with weights; "
             f"{choose_family.constants} nonzero constants",
             f"  flops     {flops_per_row(problem):,} per row, forward",
-            f"  bytes     {columns * dtype.itemsize:,} per row in {dtype} (x1, x2 and result once)"
-            f" and {problem.weight_numel * dtype.itemsize:,} for weights per row",
             f"  radial    on graphs, {_radial(graphs, chosen.backend)}",
-        ]
-    )
+        )
 
 
 def _radial(family: str, backend: Backend) -> str:
     if family == "channelwise" and takes_radial(backend):
         return "hidden @ matrix is computed inside the kernel and never stored"
     return f"the {backend!r} backend stores hidden @ matrix for every edge"
-
-
-def _resolve(
-    backend: Backend, family: str, problem: TensorProductProblem, device: str, dtype: torch.dtype
-) -> Resolution:
-    """What a family takes for operands of a device and dtype."""
-    if family == "channelwise":
-        return resolve(
-            backend,
-            family=family,
-            implemented=channelwise.IMPLEMENTED,
-            device=device,
-            why_not=lambda name: channelwise.why_not(name, problem, dtype),
-        )
-    return resolve(
-        backend,
-        family=family,
-        implemented=tensor_product.IMPLEMENTED,
-        device=device,
-        why_not=lambda name: tensor_product.why_not(name, problem, dtype),
-    )
 
 
 def flops_per_row(problem: TensorProductProblem) -> int:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.backend import Backend
+from eqtp.backend import Backend, check_backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
 from eqtp.kernels.so2 import FrameLayout, so2_convolution
@@ -81,6 +81,7 @@ class SO2Convolution(nn.Module):
     ) -> None:
         super().__init__()
         check_layout(layout)
+        check_backend(backend)
         if group not in get_args(Group):
             raise ValueError(f"group must be one of {get_args(Group)}, got {group!r}")
         self.irreps_in, self.irreps_out = parse_irreps(irreps_in), parse_irreps(irreps_out)
@@ -163,7 +164,10 @@ class SO2Convolution(nn.Module):
         """
         weight = self.weight if weight is None else weight
         if weight is None:
-            raise ValueError("weight must be given: the module has no weights of its own")
+            raise ValueError(
+                f"weight must be given: the module has no weights of its own; pass "
+                f"[{self.weight_numel}]"
+            )
         if weight.shape[-1:] != (self.weight_numel,):
             raise ValueError(
                 f"weight must have {self.weight_numel} columns, got shape {tuple(weight.shape)}"

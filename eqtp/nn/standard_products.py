@@ -14,6 +14,7 @@ from eqtp.irreps import Irrep, Irreps
 from eqtp.layout import Layout
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, parse_irreps
 
+from .evaluators import Evaluation
 from .tensor_product import TensorProduct
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ Instruction = tuple[int, int, int, Mode, bool]
 class TensorProductOptions(TypedDict, total=False):
     """The keyword arguments that are handed on to `TensorProduct`."""
 
-    irrep_normalization: IrrepNormalization
-    path_normalization: PathNormalization
     internal_weights: bool | None
     shared_weights: bool | None
     method: str
     backend: Backend
     layout: Layout
+    evaluation: Evaluation
+    passes: int
     in1_var: Sequence[float] | None
     in2_var: Sequence[float] | None
     out_var: Sequence[float] | None
@@ -56,6 +57,8 @@ class ChannelwiseTensorProduct(TensorProduct):
         irreps_in1: Irreps of x1.
         irreps_in2: Irreps of x2, usually spherical harmonics.
         irreps_out: The irreps that may appear in the result; multiplicities do not matter.
+        irrep_normalization: "component", "norm" or "none".
+        path_normalization: "element", "path" or "none".
         **options: As in `TensorProduct`.
 
     Example:
@@ -69,6 +72,8 @@ class ChannelwiseTensorProduct(TensorProduct):
         irreps_in1: Irreps | str,
         irreps_in2: Irreps | str,
         irreps_out: Irreps | str,
+        irrep_normalization: IrrepNormalization | None = None,
+        path_normalization: PathNormalization | None = None,
         **options: Unpack[TensorProductOptions],
     ) -> None:
         in1, in2, wanted = map(parse_irreps, (irreps_in1, irreps_in2, irreps_out))
@@ -83,7 +88,8 @@ class ChannelwiseTensorProduct(TensorProduct):
         out, instructions = _sort_result(blocks, instructions)
         instructions.sort(key=lambda instruction: instruction[2])
         options.setdefault("shared_weights", False)
-        super().__init__(in1, in2, out, instructions, **options)
+        normalization = irrep_normalization, path_normalization
+        super().__init__(in1, in2, out, instructions, *normalization, **options)
 
 
 class FullyConnectedTensorProduct(TensorProduct):
@@ -93,6 +99,8 @@ class FullyConnectedTensorProduct(TensorProduct):
         irreps_in1: Irreps of x1.
         irreps_in2: Irreps of x2.
         irreps_out: Irreps of the result.
+        irrep_normalization: "component", "norm" or "none".
+        path_normalization: "element", "path" or "none".
         **options: As in `TensorProduct`.
 
     Example:
@@ -105,6 +113,8 @@ class FullyConnectedTensorProduct(TensorProduct):
         irreps_in1: Irreps | str,
         irreps_in2: Irreps | str,
         irreps_out: Irreps | str,
+        irrep_normalization: IrrepNormalization | None = None,
+        path_normalization: PathNormalization | None = None,
         **options: Unpack[TensorProductOptions],
     ) -> None:
         in1, in2, out = map(parse_irreps, (irreps_in1, irreps_in2, irreps_out))
@@ -115,7 +125,8 @@ class FullyConnectedTensorProduct(TensorProduct):
             for i_out, (_, ir_out) in enumerate(out)
             if ir_out in ir1 * ir2
         ]
-        super().__init__(in1, in2, out, instructions, **options)
+        normalization = irrep_normalization, path_normalization
+        super().__init__(in1, in2, out, instructions, *normalization, **options)
 
 
 class FullTensorProduct(TensorProduct):
@@ -125,6 +136,8 @@ class FullTensorProduct(TensorProduct):
         irreps_in1: Irreps of x1; simplified first.
         irreps_in2: Irreps of x2; simplified first.
         filter_ir_out: The irreps that may appear in the result; all when None.
+        irrep_normalization: "component", "norm" or "none".
+        path_normalization: "element", "path" or "none".
         **options: As in `TensorProduct`.
 
     Example:
@@ -137,6 +150,8 @@ class FullTensorProduct(TensorProduct):
         irreps_in1: Irreps | str,
         irreps_in2: Irreps | str,
         filter_ir_out: Iterable[Irrep | str] | None = None,
+        irrep_normalization: IrrepNormalization | None = None,
+        path_normalization: PathNormalization | None = None,
         **options: Unpack[TensorProductOptions],
     ) -> None:
         in1, in2 = parse_irreps(irreps_in1).simplify(), parse_irreps(irreps_in2).simplify()
@@ -150,7 +165,8 @@ class FullTensorProduct(TensorProduct):
                         instructions.append((i_in1, i_in2, len(blocks), "uvuv", False))
                         blocks.append((mul1 * mul2, ir_out))
         out, instructions = _sort_result(blocks, instructions)
-        super().__init__(in1, in2, out, instructions, **options)
+        normalization = irrep_normalization, path_normalization
+        super().__init__(in1, in2, out, instructions, *normalization, **options)
 
 
 class ElementwiseTensorProduct(TensorProduct):
@@ -160,6 +176,8 @@ class ElementwiseTensorProduct(TensorProduct):
         irreps_in1: Irreps of x1; simplified, and cut where the blocks of x2 end.
         irreps_in2: Irreps of x2, with as many channels; cut likewise.
         filter_ir_out: The irreps that may appear in the result; all when None.
+        irrep_normalization: "component", "norm" or "none".
+        path_normalization: "element", "path" or "none".
         **options: As in `TensorProduct`.
 
     Raises:
@@ -175,6 +193,8 @@ class ElementwiseTensorProduct(TensorProduct):
         irreps_in1: Irreps | str,
         irreps_in2: Irreps | str,
         filter_ir_out: Iterable[Irrep | str] | None = None,
+        irrep_normalization: IrrepNormalization | None = None,
+        path_normalization: PathNormalization | None = None,
         **options: Unpack[TensorProductOptions],
     ) -> None:
         in1, in2 = parse_irreps(irreps_in1).simplify(), parse_irreps(irreps_in2).simplify()
@@ -192,7 +212,8 @@ class ElementwiseTensorProduct(TensorProduct):
                 if wanted is None or ir_out in wanted:
                     instructions.append((index, index, len(blocks), "uuu", False))
                     blocks.append((mul, ir_out))
-        super().__init__(in1, in2, Irreps(blocks), instructions, **options)
+        normalization = irrep_normalization, path_normalization
+        super().__init__(in1, in2, Irreps(blocks), instructions, *normalization, **options)
 
 
 def _sort_result(

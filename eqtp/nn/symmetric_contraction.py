@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from eqtp.backend import Backend
+from eqtp.backend import Backend, check_backend
 from eqtp.gaunt_contraction_coupling import gaunt_couplings, independent_weights
 from eqtp.gaunt_contraction_problem import GauntContractionProblem
 from eqtp.irreps import Irreps
@@ -98,6 +98,7 @@ class SymmetricContraction(nn.Module):
         if num_elements < 1:
             raise ValueError(f"num_elements must be at least 1, got {num_elements}")
         check_layout(layout)
+        check_backend(backend)
         self.problem = SymmetricContractionProblem.from_irreps(irreps_in, irreps_out, correlation)
         self.num_elements = num_elements
         self.method = method
@@ -248,7 +249,7 @@ class SymmetricContraction(nn.Module):
 
         Raises:
             ValueError: A shape does not fit or an element is out of range.
-            TypeError: element is not int64, or x has not the dtype of the weights.
+            TypeError: element is no index, or x has not the dtype of the weights.
         """
         if self.gaunt is not None:
             return gaunt_contraction(

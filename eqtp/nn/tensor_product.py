@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqtp.backend import Backend
+from eqtp.backend import Backend, check_backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irreps
 from eqtp.layout import Layout, check_layout
 from eqtp.methods import WeightRank
+from eqtp.operands import check_alike
 from eqtp.problem import IrrepNormalization, Mode, PathNormalization, TensorProductProblem
 
 from .evaluators import Evaluation, Evaluator, make_evaluator
@@ -29,8 +30,8 @@ class TensorProduct(nn.Module):
 
         out[W, k] += coefficient * sum w3j(l1, l2, l3)[i, j, k] * weight[...] * x1[U, i] * x2[V, j]
 
-    A drop-in for `e3nn.o3.TensorProduct`: the same arguments, instruction tuples, normalisations,
-    order of weights and numbers. O(3)-equivariant, differentiable to any order.
+    In place of `e3nn.o3.TensorProduct`: the same names of arguments, instruction tuples,
+    normalisations, order of weights and numbers. O(3)-equivariant, differentiable to any order.
 
     Args:
         irreps_in1: Irreps of x1.
@@ -38,8 +39,8 @@ class TensorProduct(nn.Module):
         irreps_out: Irreps of the result.
         instructions: Tuples (i_in1, i_in2, i_out, mode, has_weight[, path_weight]); mode is one of
             uvw, uvu, uvv, uuw, uuu, uvuv, uvu<v, u<vw.
-        irrep_normalization: "component", "norm" or "none".
-        path_normalization: "element", "path" or "none".
+        irrep_normalization: "component" (also None), "norm" or "none".
+        path_normalization: "element" (also None), "path" or "none".
         internal_weights: Whether the module owns its weights (a Parameter `weight`); by default
             when there are any and they are shared.
         shared_weights: False where every row must bring its own weights.
@@ -71,8 +72,8 @@ class TensorProduct(nn.Module):
         irreps_in2: Irreps | str,
         irreps_out: Irreps | str,
         instructions: Iterable[Sequence[Any]],
-        irrep_normalization: IrrepNormalization = "component",
-        path_normalization: PathNormalization = "element",
+        irrep_normalization: IrrepNormalization | None = "component",
+        path_normalization: PathNormalization | None = "element",
         internal_weights: bool | None = None,
         shared_weights: bool | None = None,
         *,
@@ -97,9 +98,10 @@ class TensorProduct(nn.Module):
             in2_var=in2_var,
             out_var=out_var,
         )
-        self.irrep_normalization = irrep_normalization
-        self.path_normalization = path_normalization
+        self.irrep_normalization = irrep_normalization or "component"
+        self.path_normalization = path_normalization or "element"
         check_layout(layout)
+        check_backend(backend)
         evaluator = make_evaluator(
             method, problem, backend=backend, layout=layout, evaluation=evaluation, passes=passes
         )
@@ -228,6 +230,7 @@ class TensorProduct(nn.Module):
         if weight is not None:
             raise ValueError("give weight or radial=(hidden, matrix), got both")
         hidden, matrix = radial
+        check_alike(hidden=hidden, matrix=matrix)
         if matrix.shape != (hidden.shape[-1], self.weight_numel):
             raise ValueError(
                 f"radial=(hidden [rows, H], matrix [H, {self.weight_numel}]) must fit each "
@@ -247,7 +250,10 @@ class TensorProduct(nn.Module):
         """
         weight = self.weight if weight is None else weight
         if weight is None:
-            raise ValueError("weight must be given: the module has no weights of its own")
+            raise ValueError(
+                f"weight must be given: the module has no weights of its own; pass "
+                f"[{self.weight_numel}]"
+            )
         if weight.shape[-1:] != (self.weight_numel,):
             raise ValueError(
                 f"weight must have {self.weight_numel} columns, got shape {tuple(weight.shape)}"
@@ -262,7 +268,10 @@ class TensorProduct(nn.Module):
         """
         path = self.problem.paths[instruction]
         if not path.has_weight:
-            raise ValueError(f"instruction {instruction} has no weights")
+            weighted = [i for i, path in enumerate(self.problem.paths) if path.has_weight]
+            raise ValueError(
+                f"instruction {instruction} has no weights; those of {weighted} have some"
+            )
         weight = self.effective_path_weights(weight)
         return weight[..., path.weight_slice].view(*weight.shape[:-1], *path.weight_shape)
 
@@ -302,9 +311,14 @@ class TensorProduct(nn.Module):
             pruned.weight = nn.Parameter(weight.detach().clone())
         return pruned
 
-    def explain(self) -> str:
-        """What runs and why: method, kernel family, backend, flops and bytes of a row."""
-        return self.evaluator.explain(str(self), self.weight)
+    def explain(self, like: Tensor | None = None) -> str:
+        """What runs and why: method, kernel family, backend, flops and bytes of a row.
+
+        Args:
+            like: A tensor of the operands' device and dtype. By default the module's weights; where
+                it has none the default dtype, on a GPU with backend "triton", otherwise on a CPU.
+        """
+        return self.evaluator.explain(str(self), self.weight if like is None else like)
 
     def __repr__(self) -> str:
         return (

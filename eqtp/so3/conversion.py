@@ -91,7 +91,7 @@ def _fold(x: Tensor, irreps: Irreps, form: Form, layout: Layout) -> Tensor:
     rows = x.shape[: x.ndim - len(shape) - 1]
     components = x.reshape(*rows, mul, math.prod(shape)) @ basis.to(x).reshape(len(basis), -1).t()
     blocks = components.split([ir.dim for _, ir in irreps], dim=-1)
-    flat = torch.cat([block.reshape(*rows, -1) for block in blocks], dim=-1)
+    flat = torch.cat([block.flatten(-2) for block in blocks], dim=-1)
     return to_layout(flat, irreps, "mul_ir", layout)
 
 

@@ -95,7 +95,8 @@ def tensor_symmetry(
     degrees, basis, rank = _decompose(formula, bool(traceless))
     if not degrees:
         raise ValueError(
-            f"formula {formula!r} with traceless={traceless} must allow a tensor other than zero"
+            f"formula {formula!r} with traceless={traceless} must allow a tensor other than zero; "
+            "drop a symmetry or traceless=True"
         )
     sign = parity or (-1) ** rank
     runs = [(len(list(group)), (degree, sign)) for degree, group in itertools.groupby(degrees)]
@@ -246,7 +247,7 @@ def _permutations(formula: str) -> tuple[int, dict[tuple[int, ...], int]]:
             if group.setdefault(product, sign * group[element]) != sign * group[element]:
                 raise ValueError(
                     f"a formula must allow a tensor other than zero, got {formula!r}, which makes "
-                    "every tensor its own negative"
+                    "every tensor its own negative; drop a symmetry or a sign"
                 )
     return len(letters), group
 

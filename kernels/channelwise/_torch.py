@@ -145,7 +145,7 @@ def _forward(
         for b, block in enumerate(plan.blocks):
             rows = block.forward(chunk.gather(inputs[b]), y[chunk.rows], chunk.of_edge(weights[b]))
             chunk.add_to_receiver(outputs[b], rows)
-    return _join_output(outputs, y, plan)
+    return _join_output(outputs, y, plan, graph)
 
 
 def _backward(
@@ -172,7 +172,7 @@ def _backward(
                 needs,
             )
             sums.add(b, chunk, *gradients)
-    return sums.joined(x)[1:]
+    return sums.joined(x, y)[1:]
 
 
 def _double_backward(
@@ -212,7 +212,7 @@ def _double_backward(
                 needs,
             )
             sums.add(b, chunk, *gradients)
-    return sums.joined(x)
+    return sums.joined(x, y)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class _GradientSums:
         graph: Graph | None,
     ) -> None:
         need_g, need_x, need_y, need_w = needs
-        self.plan = plan
+        self.plan, self.graph = plan, graph
         self.w: Tensor | None = None
         if need_w and w is not None:  # every row is written once, shared weights are summed
             self.w = torch.zeros_like(w) if w.shape[0] == 1 else torch.empty_like(w)
@@ -326,11 +326,11 @@ class _GradientSums:
             target.copy_(units)
 
     def joined(
-        self, x: Tensor
+        self, x: Tensor, y: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients in g, x, y and w, in the operands' own order."""
         return (
-            None if self.g is None else _join_output(self.g, x, self.plan),
+            None if self.g is None else _join_output(self.g, y, self.plan, self.graph),
             None if self.x is None else _join_input(self.x, x, self.plan),
             self.y,
             self.w,
@@ -380,14 +380,17 @@ def _split_output(g: Tensor, plan: Plan) -> list[Tensor]:
 
 def _zero_outputs(y: Tensor, plan: Plan, graph: Graph | None) -> list[Tensor]:
     """Zeros for the sums at receivers, grouped by block of x1."""
-    num_rows = len(y) if graph is None else graph.num_dst
+    num_rows = _num_outputs(y, graph)
     return [y.new_zeros(num_rows, block.num_rows, block.mul) for block in plan.blocks]
 
 
-def _join_output(blocks: Sequence[Tensor], like: Tensor, plan: Plan) -> Tensor:
+def _num_outputs(y: Tensor, graph: Graph | None) -> int:
+    return len(y) if graph is None else graph.num_dst
+
+
+def _join_output(blocks: Sequence[Tensor], y: Tensor, plan: Plan, graph: Graph | None) -> Tensor:
     """Adjoint of `_split_output`; paths may share a block of the result."""
-    num_rows = len(blocks[0]) if blocks else 0
-    joined = like.new_zeros(num_rows, plan.dim_out)
+    joined = y.new_zeros(_num_outputs(y, graph), plan.dim_out)
     for block, part in zip(plan.blocks, blocks, strict=True):
         flat, start = part.flatten(1), 0
         for columns in block.out:

@@ -15,6 +15,7 @@ from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.codegen.edges import edges_of
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.layout import Layout, to_layout
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
@@ -124,11 +125,7 @@ def _validate_radial(hidden: Tensor, matrix: Tensor) -> None:
     shapes = tuple(hidden.shape), tuple(matrix.shape)
     if hidden.ndim != 2 or matrix.ndim != 2 or hidden.shape[1] != matrix.shape[0]:
         raise ValueError(f"radial must be (hidden [rows, H], matrix [H, weights]), got {shapes}")
-    if (hidden.dtype, hidden.device) != (matrix.dtype, matrix.device):
-        raise TypeError(
-            f"radial's hidden and matrix must share dtype and device, got {hidden.dtype} on "
-            f"{hidden.device} and {matrix.dtype} on {matrix.device}"
-        )
+    check_alike(hidden=hidden, matrix=matrix)
 
 
 def _matrix_product(hidden: Tensor, matrix: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def channelwise_tensor_product(
     blocks = [x1.new_zeros(len(x2), mul_ir.mul, mul_ir.ir.dim) for mul_ir in out]
     for path in problem.paths:
         w3j = wigner_3j(*problem.degrees(path)).to(x1)
-        a = x1[:, in1.slices()[path.i_in1]].unflatten(1, (in1[path.i_in1].mul, -1))
+        mul, ir = in1[path.i_in1]
+        a = x1[:, in1.slices()[path.i_in1]].unflatten(1, (mul, ir.dim))
         b = x2[:, in2.slices()[path.i_in2]]
         message = path.coefficient * torch.einsum("ijk,eui,ej->euk", w3j, a, b)
         if weight is not None and path.has_weight:

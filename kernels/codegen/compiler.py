@@ -66,14 +66,16 @@ def find_compiler() -> str | None:
 def why_unavailable() -> str | None:
     """Why generated C++ cannot run here, or None where it can; tried once with a tiny kernel."""
     if find_compiler() is None:
-        return f"no C++ compiler found on the PATH ({', '.join(COMPILERS)})"
-    try:
-        load_library(_PROBE).eqtp_probe(1)
-    except (CompilationError, OSError, PermissionError, AttributeError) as error:
-        reason = f"generated C++ does not run here: {error}"
-        warnings.warn(f"{reason}; the plain-torch kernels take over", stacklevel=2)
-        return reason
-    return None
+        reason = f"no C++ compiler found on the PATH ({', '.join(COMPILERS)})"
+    else:
+        try:
+            load_library(_PROBE).eqtp_probe(1)
+        except (CompilationError, OSError, PermissionError, AttributeError) as error:
+            reason = f"generated C++ does not run here: {error}"
+        else:
+            return None
+    warnings.warn(f"{reason}; the plain-torch kernels take over", stacklevel=2)
+    return reason
 
 
 _PROBE = """

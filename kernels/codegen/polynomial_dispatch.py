@@ -54,11 +54,12 @@ def evaluate(
 
     Raises:
         ValueError: A shape does not fit, an element is out of range, devices differ.
-        TypeError: element is not int64, or x and weight are not of one floating dtype.
+        TypeError: element is no index, or x and weight are not of one floating dtype.
         NotImplementedError: The backend has no such kernel.
     """
     check_layout(layout)
     kernel, text, num_weights = _choose(family, problem, backend, x.dtype, x.device.type)
+    element = element.long() if element.dtype == torch.int32 else element
     check_operands(x, weight, element, problem, num_weights)
     if kernel in in_torch:
         check_elements(element, weight.shape[0])

@@ -36,7 +36,7 @@ def check_operands(
 
     Raises:
         ValueError: A shape does not fit, devices differ.
-        TypeError: element is not int64, or x and weight are not of one floating dtype.
+        TypeError: element is no index, or x and weight are not of one floating dtype.
     """
     dim, channels = _sizes(problem)
     if x.ndim != 2 or x.shape[1] != dim:
@@ -56,7 +56,7 @@ def check_operands(
         )
     if element.dtype != torch.int64:
         raise TypeError(
-            f"element must be int64 indices, got {element.dtype}; for one-hot rows pass "
+            f"element must be int32 or int64 indices, got {element.dtype}; for one-hot rows pass "
             "one_hot.argmax(dim=1)"
         )
     if element.shape != x.shape[:1]:

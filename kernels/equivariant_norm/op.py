@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqtp.autograd import as_own_nodes, wanted_gradients
-from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.availability import cpu_serves
 from eqtp.kernels.equivariant_norm import _cpu, reference
 
 __all__ = ["equivariant_norm"]
@@ -57,24 +57,10 @@ def equivariant_norm(
             "x must be [rows, (lmax + 1)^2, channels], gain [lmax + 1, channels] and bias "
             f"[channels], got {tuple(x.shape)}, {tuple(gain.shape)} and {tuple(bias.shape)}"
         )
-    if not _serves(x, gain, bias):
+    if not cpu_serves(x, gain, bias):
         return reference.equivariant_norm(x, gain, bias, eps, activation)
     out: Tensor = _Norm.apply(x, gain, bias, eps, activation)  # type: ignore[no-untyped-call]
     return out
-
-
-def _serves(*tensors: Tensor) -> bool:
-    """Whether the C++ kernels take these tensors; otherwise the computation is plain torch."""
-    first = tensors[0]
-    return (
-        first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.float64)
-        and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled("cpu")
-        and why_unavailable("cpu") is None
-    )
 
 
 class _Norm(torch.autograd.Function):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqtp.autograd import as_own_nodes, wanted_gradients
-from eqtp.kernels.codegen.availability import why_unavailable
+from eqtp.kernels.codegen.availability import cpu_serves
 from eqtp.kernels.frame_gate import _cpu, reference
 from eqtp.kernels.frame_gate.reference import FrameSizes
 
@@ -51,7 +51,7 @@ def scale_orders(
             f"y must be [edges, {sizes.dim}] and radial [edges, {sizes.radial_dim}] ({sizes}), got "
             f"{tuple(y.shape)} and {tuple(radial.shape)}"
         )
-    if not _serves(y, radial):
+    if not cpu_serves(y, radial):
         return reference.scale_orders(y, radial, sizes)
     return list(_Scale.apply(sizes, y, radial))  # type: ignore[no-untyped-call]
 
@@ -87,23 +87,9 @@ def gate_orders(
     if [tuple(h.shape) for h in hidden] != shapes:
         got = [tuple(h.shape) for h in hidden]
         raise ValueError(f"hidden must have the shapes {shapes} ({sizes}), got {got}")
-    if not _serves(factor, *hidden):
+    if not cpu_serves(factor, *hidden):
         return reference.gate_orders(hidden, factor, sizes)
     return list(_Gate.apply(sizes, factor, *hidden))  # type: ignore[no-untyped-call]
-
-
-def _serves(*tensors: Tensor) -> bool:
-    """Whether the C++ kernels take these tensors; otherwise the computation is plain torch."""
-    first = tensors[0]
-    return (
-        first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.float64)
-        and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled("cpu")
-        and why_unavailable("cpu") is None
-    )
 
 
 class _Scale(torch.autograd.Function):

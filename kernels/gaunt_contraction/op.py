@@ -50,7 +50,7 @@ def gaunt_contraction(
 
     Raises:
         ValueError: A shape does not fit, an element is out of range, devices differ.
-        TypeError: element is not int64, or x and weight are not of one floating dtype.
+        TypeError: element is no index, or x and weight are not of one floating dtype.
         NotImplementedError: The backend has no such kernel.
 
     Example:

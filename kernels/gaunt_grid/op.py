@@ -17,6 +17,7 @@ from eqtp.kernels.gaunt_grid.config import (
     TRITON_MAX_WEIGHTED_PARTS,
 )
 from eqtp.kernels.gaunt_grid.problem import SphereProductProblem
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "sphere_product", "validate", "why_not"]
@@ -140,11 +141,7 @@ def validate(x1: Tensor, x2: Tensor, problem: SphereProductProblem) -> None:
             "x1 and x2 must have as many rows and as many channels (or one), got shapes "
             f"{tuple(x1.shape)} and {tuple(x2.shape)}"
         )
-    if (x1.dtype, x1.device) != (x2.dtype, x2.device):
-        raise TypeError(
-            f"x1 and x2 must share dtype and device, got {x1.dtype} on {x1.device} and "
-            f"{x2.dtype} on {x2.device}"
-        )
+    check_alike(x1=x1, x2=x2)
 
 
 def _validate_weights(
@@ -161,8 +158,4 @@ def _validate_weights(
                 f"{name} must have shape [{rows} or 1, {expected[0]} degrees, {expected[1]} "
                 f"channels], got {tuple(weight.shape)}"
             )
-        if (weight.dtype, weight.device) != (x1.dtype, x1.device):
-            raise TypeError(
-                f"x1 and {name} must share dtype and device, got {x1.dtype} on {x1.device} and "
-                f"{weight.dtype} on {weight.device}"
-            )
+        check_alike(**{"x1": x1, name: weight})

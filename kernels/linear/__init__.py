@@ -1,5 +1,5 @@
 """Equivariant linear maps in layout "ir_mul", with one set of weights or one per element."""
 
-from eqtp.kernels.linear.op import LinearProblem, linear, serves
+from eqtp.kernels.linear.op import LinearPath, LinearProblem, linear, serves
 
-__all__ = ["LinearProblem", "linear", "serves"]
+__all__ = ["LinearPath", "LinearProblem", "linear", "serves"]

@@ -24,7 +24,7 @@ from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.linear import _cpu, reference
 from eqtp.operators import below_autograd, is_direct, register
 
-__all__ = ["LinearProblem", "linear", "serves"]
+__all__ = ["LinearPath", "LinearProblem", "linear", "serves"]
 
 
 class LinearPath(NamedTuple):

@@ -19,6 +19,7 @@ from eqtp.compiling import constant_when_compiled
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.matrix import _ops, reference
 from eqtp.kernels.matrix.reference import Kind
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 
 __all__ = ["IMPLEMENTED", "Kind", "matrix_normalize", "matrix_product", "why_not"]
@@ -63,11 +64,7 @@ def matrix_product(
     _validate(x, j)
     if x.shape != y.shape:
         raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
-    if (x.dtype, x.device) != (y.dtype, y.device):
-        raise TypeError(
-            f"x and y must share dtype and device, got {x.dtype} on {x.device} and {y.dtype} on "
-            f"{y.device}"
-        )
+    check_alike(x=x, y=y)
     chosen = _choose(backend, x.dtype, x.device.type, j)
     if chosen == "reference":
         return reference.matrix_product(x, y, kind, j=j)

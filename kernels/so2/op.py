@@ -26,6 +26,7 @@ from eqtp.kernels.so2.config import MAX_DEGREE
 from eqtp.kernels.so2.edges import sides_of
 from eqtp.kernels.so2.frames import FrameLayout
 from eqtp.layout import Layout, to_layout
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 
 __all__ = [
@@ -176,6 +177,7 @@ def so2_linear(
 
     Raises:
         ValueError: Frames or shapes disagree.
+        TypeError: The dtypes or devices differ.
 
     Example:
         >>> frame = FrameLayout.of("2x0e+2x1o")
@@ -184,6 +186,8 @@ def so2_linear(
         torch.Size([7, 8])
     """
     check_weights(len(y), weights, frame_in, frame_out)
+    if not is_autocast(y):
+        check_alike(y=y, **{f"weights[{m}]": weight for m, weight in enumerate(weights)})
     if y.shape[1:] != (frame_in.dim,):
         raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     kernel = choose(frame_in, backend, y.dtype, y.device.type)
@@ -348,8 +352,6 @@ def check_features(
         )
     if x.shape != (rows, dim):
         raise ValueError(f"{name} must have shape ({rows}, {dim}), got {tuple(x.shape)}")
-    if (x.dtype, x.device) != (vectors.dtype, vectors.device):
-        raise TypeError(
-            f"{name} and vectors must share dtype and device, got {x.dtype} on {x.device} and "
-            f"{vectors.dtype} on {vectors.device}"
-        )
+    check_alike(**{name: x, "vectors": vectors})
+    if graph is not None and graph.device != x.device:
+        raise TypeError(f"{name} and graph must be on one device, got {x.device}, {graph.device}")

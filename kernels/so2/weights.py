@@ -152,7 +152,7 @@ def from_path_weights(problem: TensorProductProblem, weight: Tensor, m_max: int)
         numel = pair.mul_in * pair.mul_out
         parts = [weight[..., start : start + numel] for start, _ in pair.weights]
         flat = pair.to_native.to(weight).T @ torch.stack(parts, -2)
-        values[pair.i_in, pair.i_out] = flat.view(*batch, -1, pair.mul_in, pair.mul_out)
+        values[pair.i_in, pair.i_out] = flat.unflatten(-1, (pair.mul_in, pair.mul_out))
 
     def block(i_in: int, mul_in: int, i_out: int, mul_out: int, m: int) -> Tensor:
         found = values.get((i_in, i_out))

@@ -38,7 +38,7 @@ def spherical_harmonics(
 
     Args:
         lmax: highest degree, >= 0.
-        vec: vectors, float32 or float64.
+        vec: vectors; float16 and bfloat16 are computed in float32 and rounded once.
         normalization: "component" (each component has mean square 1 on the sphere: the squares
             of a degree sum to 2l+1), "norm" (to 1), or "integral" (to (2l+1) / 4 pi: orthonormal).
         normalize: whether to use the directions only.
@@ -48,7 +48,7 @@ def spherical_harmonics(
 
     Raises:
         ValueError: ``lmax`` is negative, ``vec`` is not [..., 3], or the normalisation is unknown.
-        TypeError: ``vec`` is neither float32 nor float64.
+        TypeError: ``vec`` is not a floating-point tensor.
 
     Example:
         >>> spherical_harmonics(1, torch.tensor([0.0, 2.0, 0.0]), normalization="norm")
@@ -57,9 +57,11 @@ def spherical_harmonics(
     check_options(lmax, normalization)
     if vec.shape[-1:] != (3,):
         raise ValueError(f"vec must have 3 columns (x, y, z), got shape {tuple(vec.shape)}")
+    if vec.dtype in (torch.float16, torch.bfloat16):  # types of storage
+        return spherical_harmonics(lmax, vec.float(), normalization, normalize).to(vec.dtype)
     if vec.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"vec must be torch.float32 or torch.float64, got {vec.dtype}; convert it, e.g. with "
+            f"vec must be a floating-point tensor, got {vec.dtype}; convert it, e.g. with "
             "vec.float()"
         )
     rows = vec.reshape(-1, 3)

@@ -307,15 +307,7 @@ def pairs_of(
         if path.mode not in PAIRS or _is_empty(problem, path):
             continue
         step = make_weight_step(problem, path)
-        pairs = replace(
-            path,
-            i_out=len(paths),
-            mode=PAIRS[path.mode],
-            has_weight=False,
-            weight_shape=(),
-            weight_start=0,
-        )
-        paths.append(pairs)
+        paths.append(path.without_weights(PAIRS[path.mode], len(paths)))
         blocks.append((math.prod(step.pair_shape), problem.irreps_out[path.i_out].ir))
         steps.append(step)
     irreps = Irreps(blocks)

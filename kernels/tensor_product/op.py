@@ -15,6 +15,7 @@ from eqtp.kernels.codegen.triton_device import why_not_dtype
 from eqtp.kernels.tensor_product import _ops, reference
 from eqtp.kernels.tensor_product.config import TRITON_MAX_CONSTANTS
 from eqtp.layout import Layout, check_layout, to_layout
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 from eqtp.problem import TensorProductProblem
 
@@ -151,12 +152,7 @@ def validate(
             f"{graph.num_edges} rows (edges), got shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
         )
     _check_weight(weight, weight_numel, x2.shape[0])
-    for name, tensor in (("x2", x2), ("weight", weight)):
-        if tensor is not None and (tensor.dtype, tensor.device) != (x1.dtype, x1.device):
-            raise TypeError(
-                f"x1 and {name} must share dtype and device, got {x1.dtype} on {x1.device} "
-                f"and {tensor.dtype} on {tensor.device}"
-            )
+    check_alike(x1=x1, x2=x2, weight=weight)
     if graph is not None and graph.device != x1.device:
         raise TypeError(f"x1 and graph must be on one device, got {x1.device} and {graph.device}")
 

@@ -17,7 +17,7 @@ __all__ = ["accelerate", "accelerated", "restore"]
 
 
 def accelerate(model: nn.Module, backend: Backend = "auto", check: bool = True) -> Report:
-    """Swaps eqtp's kernels into a model of mace-torch or e3nn, in place.
+    """Swaps eqtp's kernels into a model of mace-torch, NequIP or e3nn, in place.
 
     The modules stay the objects they are: parameters, their names, optimizer groups, averages and
     the state dict are untouched, and training goes on. Models that are to be saved whole or turned
@@ -28,7 +28,7 @@ def accelerate(model: nn.Module, backend: Backend = "auto", check: bool = True) 
             linear maps or spherical harmonics of e3nn inside.
         backend: Which kernels to use, see `eqtp.backend`.
         check: Compare every swapped module with its own computation, and energies, forces and
-            stress of random structures where the model is of mace-torch.
+            stress of random structures where the model is of mace-torch or NequIP.
 
     Returns:
         What was swapped, what was left and why, and the differences; prints as a table.

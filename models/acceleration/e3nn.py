@@ -18,8 +18,7 @@ from eqtp.backend import Backend
 from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.channelwise.op import supports
-from eqtp.kernels.linear import linear
-from eqtp.kernels.linear.op import LinearPath, LinearProblem
+from eqtp.kernels.linear import LinearPath, LinearProblem, linear
 from eqtp.kernels.spherical_harmonics.op import spherical_harmonics
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import to_layout

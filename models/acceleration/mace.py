@@ -23,15 +23,9 @@ from eqtp.models.acceleration.e3nn import Product
 from eqtp.models.acceleration.kept import elements_of, graph_of
 from eqtp.models.acceleration.structures import random_structures
 from eqtp.models.acceleration.swap import Swap, inherits_forward
+from eqtp.models.mace import MAX_STORED_WEIGHTS
 from eqtp.so3.symmetric_coupling import SymmetricCoupling, project_coupling
 from eqtp.symmetric_problem import SymmetricContractionProblem
-
-MAX_STORED_WEIGHTS = 1 << 26
-"""Weights of a layer's edges beyond which they are made inside the convolution, tile by tile.
-
-As in `eqtp.models.mace`: stored, a training step took 68 ms instead of 93 (2,246 edges, 128
-channels, one thread). 2^26 are 256 MiB in float32.
-"""
 
 __all__ = ["Contraction", "Convolution", "batch", "observe", "swaps_for"]
 

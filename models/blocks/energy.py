@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqtp.graph import Graph
 
@@ -23,6 +23,10 @@ class Potential(Protocol):
     atomic_numbers: list[int]
     hyperparameters: dict[str, Any]
     training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's weights."""
+        ...
 
     @property
     def node_energies(self) -> Callable[..., Tensor]:
@@ -54,13 +58,18 @@ def energy_and_derivatives(
 
     Raises:
         ValueError: An element is unknown, a position is not finite, stress without a cell, or a
-            `per_graph` of another length.
+            `per_graph` of another length, or a batch whose edges were not renumbered.
+        TypeError: The data are of another dtype or on another device than the model.
     """
     positions: Tensor = data.positions
+    _check_operands(model, data)
     element = _element_index(model.atomic_numbers, data.atomic_numbers)
     if not bool(torch.isfinite(positions).all()):
         bad = int((~torch.isfinite(positions)).any(1).nonzero()[0])
-        raise ValueError(f"positions must be finite, atom {bad} is at {positions[bad].tolist()}")
+        raise ValueError(
+            f"positions must be finite, got {positions[bad].tolist()} for atom {bad}: the input is "
+            "damaged or a simulation has blown up"
+        )
     num_graphs = data.cell.shape[0] if data.cell.ndim == 3 else 1
     volume = torch.linalg.det(data.cell.reshape(-1, 3, 3)).abs() if compute_stress else None
     if volume is not None and not bool((volume > 0).all()):
@@ -119,6 +128,25 @@ def energy_and_derivatives(
     if volume is not None:
         result["stress"] = gradients[-1] / volume[:, None, None]
     return result
+
+
+def _check_operands(model: Potential, data: Any) -> None:
+    """Refuses data of another dtype or device, and edges that PyG did not renumber in a batch."""
+    weight = next(iter(model.parameters()), data.positions)
+    for name in ("positions", "edge_shift"):
+        given: Tensor = getattr(data, name)
+        if given.dtype != weight.dtype or given.device != weight.device:
+            raise TypeError(
+                f"data.{name} must have the model's dtype and device, {weight.dtype} on "
+                f"{weight.device}, got {given.dtype} on {given.device}; convert one with .to()"
+            )
+    offsets = getattr(data, "_inc_dict", {}).get("edge_src")  # what PyG's Batch has added
+    if offsets is not None and len(offsets) > 1 and not any(offsets.tolist()):
+        raise ValueError(
+            "edge_src and edge_dst of a batch must count the atoms of all structures, got each "
+            "structure's own numbers: join structures of eqtp.models.training.data.from_ase, which "
+            "PyG's Batch renumbers, or add the offsets"
+        )
 
 
 def _at_nodes(name: str, values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 
 import eqtp.models
 from eqtp.files import write_atomically
-from eqtp.models.training.checkpoint import RunDirectory
 from eqtp.models.training.data import StructureDataset
 from eqtp.models.training.datasets import NAMES, load_named
 from eqtp.models.training.evaluation import evaluate
@@ -52,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = RunDirectory(args.model).model if Path(args.model).is_dir() else Path(args.model)
-    model: Any = eqtp.models.load(path, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    model: Any = eqtp.models.load(
+        args.model, dtype=getattr(torch, args.dtype) if args.dtype else None
+    )
     dtype, r_max = next(model.parameters()).dtype, model.hyperparameters["r_max"]
     keys = LabelKeys(args.energy_key, args.forces_key, args.stress_key)
     targets = _targets(model, args.target_key)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             evaluations.append(
                 evaluate(model, structures, name=name, batch_size=args.batch_size, device=device)
             )
-    report = Report(f"errors of {path}", evaluations, notes, published)
+    report = Report(f"errors of {args.model}", evaluations, notes, published)
     print(report.text())
     if args.json:
         write_atomically(Path(args.json), report.json().encode())

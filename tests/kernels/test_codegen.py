@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import stat
 import subprocess
@@ -115,6 +116,16 @@ def test_processes_that_start_together(processes: int, cache: Path) -> None:
     ]
     assert [process.wait(timeout=300) for process in running] == [0] * processes
     assert len(list(cache.glob("*.so"))) == 1
+
+
+def test_a_machine_without_a_compiler_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    why_unavailable = functools.cache(compiler.why_unavailable.__wrapped__)
+    monkeypatch.setattr(compiler, "find_compiler", lambda: None)
+    with pytest.warns(
+        UserWarning, match="no C\\+\\+ compiler.*plain-torch kernels take over"
+    ) as found:
+        assert why_unavailable() == why_unavailable()
+    assert len(found) == 1
 
 
 def test_without_a_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:

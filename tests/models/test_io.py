@@ -120,6 +120,10 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_of_a_run_has_its_model(path: Path, morse: Any) -> None:
+    assert load(path.parent).state_dict().keys() == morse.state_dict().keys()
+
+
 def test_missing_files_and_folders(morse: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a model file must exist, got '.*absent'"):
         load(tmp_path / "absent")

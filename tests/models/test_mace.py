@@ -26,6 +26,7 @@ from potential_checks import (
     ethanol,
     run,
 )
+from torch_geometric.data import Batch, Data
 
 from eqtp.models import MACE
 from eqtp.models.training.data import from_ase
@@ -158,7 +159,7 @@ def test_bad_structures() -> None:
         run(model, molecule("NH3"))
     data = from_ase(ethanol(), model.r_max, dtype=torch.float64)
     data.positions[2, 1] = float("nan")
-    with pytest.raises(ValueError, match="positions must be finite, atom 2"):
+    with pytest.raises(ValueError, match=r"positions must be finite, got .*nan.* for atom 2"):
         model(data)
     data = from_ase(ethanol(), model.r_max, dtype=torch.float64)
     data.edge_src[0] = 99
@@ -166,6 +167,21 @@ def test_bad_structures() -> None:
         model(data)
     with pytest.raises(ValueError, match="zero volume"):
         run(model, ethanol(), compute_stress=True)
+
+
+def test_data_of_another_dtype() -> None:
+    model = make()
+    with pytest.raises(TypeError, match=r"model's dtype.*float64.*got torch.float32.*\.to\(\)"):
+        model(from_ase(ethanol(), model.r_max, dtype=torch.float32))
+
+
+def test_batches_of_plain_data_must_be_renumbered() -> None:
+    model = make()
+    one = from_ase(ethanol(), model.r_max, dtype=torch.float64)
+    plain = Data(**one.to_dict())
+    model(plain)
+    with pytest.raises(ValueError, match="must count the atoms of all structures"):
+        model(Batch.from_data_list([plain, plain]))
 
 
 def test_from_mace_refuses_what_is_no_mace() -> None:

@@ -358,3 +358,10 @@ def test_fourier_refuses_odd_paths_and_weights_are_checked() -> None:
         tp(x1, x2, weight.float())
     with pytest.raises(ValueError, match="x2 must have 27 columns"):
         tp(x1, x2[:, 1:], weight)
+
+
+def test_the_fourier_form_is_plain_torch() -> None:
+    case = CASES["interaction"]
+    assert "backend   torch" in case.make(evaluation="fourier").explain()
+    with pytest.raises(NotImplementedError, match="plain torch, got backend='cpu'"):
+        case.make(evaluation="fourier", backend="cpu")

@@ -148,3 +148,9 @@ def test_pruned_is_the_map_with_the_other_blocks_weights_zero(layout: Any, biase
     small = torch.cat([x[:, part] for part in columns], dim=1)
     assert (pruned(small) - linear(zeroed)).abs().max() < TOLERANCES["float64"]
     assert pruned.weight_numel < linear.weight_numel
+
+
+def test_refuses_another_dtype() -> None:
+    linear = Linear("4x0e", "2x0e")
+    with pytest.raises(TypeError, match="x and weight must share dtype"):
+        linear(torch.zeros(3, 4, dtype=torch.float32))

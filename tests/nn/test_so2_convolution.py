@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtp import Graph, Irreps, SO2Convolution, TensorProduct
+from eqtp import (
+    FullyConnectedTensorProduct,
+    Graph,
+    Irreps,
+    SO2Convolution,
+    TensorProduct,
+)
 from eqtp.kernels.so2.weights import all_paths, from_path_weights, to_path_weights
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.nn.so2_convolution import Group
@@ -399,3 +405,20 @@ def test_only_directions_matter_and_a_zero_vector_passes_degree_0_only() -> None
     assert float(out[:, :2].detach().abs().max()) > 0
     (grad,) = torch.autograd.grad(out.sum(), zero)
     assert bool((grad == 0).all())
+
+
+def test_refuses_operands_of_several_dtypes() -> None:
+    conv = SO2Convolution("2x0e+2x1o", "2x0e+2x1o")
+    x, vectors = torch.zeros(3, 8, dtype=torch.float32), torch.ones(3, 3, dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"x and weights\[0\] must share dtype"):
+        conv(x, vectors)
+    tp = make_product(all_paths(irreps_to(1), irreps_to(1)))
+    with pytest.raises(TypeError, match="x2 and weight must share dtype"):
+        tp(x[:, : tp.irreps_in1.dim], vectors, torch.zeros(tp.weight_numel))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        SO2Convolution("2x0e", "2x0e", backend="gpu")  # type: ignore[arg-type]
+
+
+def test_so2_products_of_blocks_without_channels() -> None:
+    tp = FullyConnectedTensorProduct("0x0e+4x1o", "0e+1o", "4x1o", method="so2")
+    assert tp(torch.randn(5, 12), torch.randn(5, 3)).shape == (5, 12)

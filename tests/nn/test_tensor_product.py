@@ -231,6 +231,48 @@ def test_explain_says_what_runs() -> None:
     assert "tensor_product" in text
 
 
+@pytest.mark.parametrize("method", ["gaunt", "gaunt_full", "matrix"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_explain_names_the_method_and_its_costs(method: str, whole: bool) -> None:
+    """Products that run as they are, and those that run path by path."""
+    irreps = "2x0e+2x1o+2x2e"
+    paths = [
+        (i, j, k, "uuu", True)
+        for i in range(3)
+        for j in range(3)
+        for k in range(3)
+        if abs(i - j) <= k <= i + j and (i + j + k) % 2 == 0 and (whole or i > 0)
+    ]
+    tp = TensorProduct(irreps, irreps, irreps, paths, method=method)
+    text = tp.explain()
+    for word in (f"method    {method} (", "kernel", "backend", "flops", "bytes"):
+        assert word in text
+    assert f"{tp.weight_numel * 8:,} for weights per row" in text
+
+
+def test_explain_is_of_where_the_operands_are() -> None:
+    pytest.importorskip("triton")
+    tp = ChannelwiseTensorProduct(*CHANNELWISE)
+    assert "backend   triton" not in tp.explain()
+    assert "backend   triton" in ChannelwiseTensorProduct(*CHANNELWISE, backend="triton").explain()
+    assert "torch.float32" in tp.explain(like=torch.zeros(1, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("on_graph", [False, True])
+def test_blocks_without_channels(backend: Any, on_graph: bool) -> None:
+    """A path between empty blocks adds nothing; rows are kept where there is no other."""
+    graph = Graph(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), 3) if on_graph else None
+    for in1, paths in (
+        ("0x0e+4x1o", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)]),
+        ("0x0e+4x1o", [(0, 0, 0, "uvu", True)]),
+    ):
+        tp = TensorProduct(in1, "0e", in1, paths, backend=backend)
+        out = tp(torch.randn(3, 12), torch.ones(3, 1), graph=graph)
+        assert out.shape == (3, 12)
+        assert out.isfinite().all()
+
+
 def test_copies_and_pickles() -> None:
     tp = TensorProduct(*ARGUMENTS)
     x1, x2 = random_inputs(tp, 4)
@@ -311,6 +353,25 @@ def test_standard_products_equal_e3nns(
     assert_close(tp(x1, x2, weight), rival(x1, x2))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "third"),
+    [
+        (FullyConnectedTensorProduct, o3.FullyConnectedTensorProduct, "4x1o+2x0e"),
+        (FullTensorProduct, o3.FullTensorProduct, ["1o", "0e"]),
+        (ElementwiseTensorProduct, o3.ElementwiseTensorProduct, ["1o", "0e"]),
+    ],
+)
+@pytest.mark.parametrize("normalization", ["norm", None])
+def test_standard_products_take_e3nns_positions(
+    ours: Any, theirs: Any, third: Any, normalization: str | None
+) -> None:
+    arguments = "3x0e+2x1o", "5x1o", third, normalization
+    tp, rival = ours(*arguments), theirs(*arguments)
+    x1, x2 = random_inputs(tp, 5)
+    weight = rival.weight if rival.weight_numel > 0 else None
+    assert_close(tp(x1, x2, weight), rival(x1, x2))
+
+
 def test_elementwise_needs_as_many_channels() -> None:
     with pytest.raises(ValueError, match="as many channels, got '3x1o' \\(3\\) and '2x0e' \\(2\\)"):
         ElementwiseTensorProduct("3x1o", "2x0e")
@@ -331,6 +392,13 @@ def test_rejects_bad_calls(name: str) -> None:
         TensorProduct(*ARGUMENTS)(*arguments)
 
 
+def test_rejects_a_radial_network_of_another_dtype() -> None:
+    tp = ChannelwiseTensorProduct(*CHANNELWISE)
+    radial = torch.zeros(4, 3), torch.zeros(3, tp.weight_numel, dtype=torch.float32)
+    with pytest.raises(TypeError, match="hidden and matrix must share dtype"):
+        tp(torch.zeros(4, 32), torch.zeros(4, 9), radial=radial)
+
+
 def test_rejects_missing_weights() -> None:
     x1, x2 = torch.zeros(4, 9), torch.zeros(4, 7)
     with pytest.raises(ValueError, match="weight must be given"):
@@ -347,6 +415,7 @@ def test_rejects_missing_weights() -> None:
         ({"evaluation": "fft"}, ValueError, "evaluation must be one of"),
         ({"method": "clebsch"}, ValueError, "method must be one of"),
         ({"layout": "irmul"}, ValueError, "layout must be one of"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of"),
         ({"irrep_normalization": "l2"}, ValueError, "irrep_normalization must be one of"),
         ({"path_normalization": "l2"}, ValueError, "path_normalization must be one of"),
     ],

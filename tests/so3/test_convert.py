@@ -127,6 +127,7 @@ def test_there_and_back_is_isometric(irreps: str, form: Any, layout: Any) -> Non
     assert_close(convert(there, irreps, form, "sph", layout=layout), given)
     assert convert(given, irreps, "sph", "sph", layout=layout) is given
     assert convert(x[:0], irreps, "sph", form).shape == (0, *there.shape[1:])
+    assert convert(there[:0], irreps, form, "sph").shape == x[:0].shape
 
 
 @pytest.mark.parametrize("improper", [1, -1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from eqtp.backend import Backend
 from eqtp.layout import Layout
@@ -10,14 +10,12 @@ from eqtp.methods import get_method
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
-from .gaunt import GauntProduct
+from .gaunt import Evaluation, GauntProduct
 from .matrix import MatrixProduct
 from .protocol import Evaluator
 from .so2 import SO2
 
 __all__ = ["Evaluation", "Evaluator", "make_evaluator"]
-
-Evaluation = Literal["auto", "direct", "grid", "fourier"]
 
 
 def make_evaluator(

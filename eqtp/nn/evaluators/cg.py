@@ -14,7 +14,8 @@ from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
-from eqtp.nn.explanation import explain
+from eqtp.nn.evaluators.receiver_mixing import ReceiverMixing
+from eqtp.nn.explanation import Explanation
 from eqtp.nn.family import FamilyChoice
 from eqtp.problem import TensorProductProblem
 
@@ -29,10 +30,13 @@ class ClebschGordan:
     backend: Backend
     layout: Layout
     _choose_family: FamilyChoice = field(init=False, repr=False, compare=False)
+    _receiver_mixing: ReceiverMixing | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Not when first called: that may be inside of `torch.compile`, which cannot follow it.
         object.__setattr__(self, "_choose_family", FamilyChoice.of(self.problem, self.backend))
+        mixing = ReceiverMixing.of(self.problem, self.backend)
+        object.__setattr__(self, "_receiver_mixing", mixing)
 
     @property
     def method(self) -> Method:
@@ -70,6 +74,14 @@ class ClebschGordan:
             )
         if radial is not None:
             weight = radial[0] @ radial[1]
+        mixing = self._receiver_mixing
+        if (
+            mixing is not None
+            and graph is not None
+            and weight is not None
+            and mixing.serves(x1, weight, graph)
+        ):
+            return mixing(x1, x2, weight, graph, self.layout)
         product = channelwise_tensor_product if family == "channelwise" else tensor_product
         return product(
             x1, x2, weight, self.problem, graph=graph, layout=self.layout, backend=self.backend
@@ -88,13 +100,15 @@ class ClebschGordan:
         return self._choose_family(on_graph=True, device=device)[0]
 
     def explain(self, title: str, like: Tensor | None) -> str:
-        return explain(
-            self.problem,
-            title=title,
-            method=self.method,
-            choose_family=self._choose_family,
-            like=like,
-        )
+        explanation = Explanation.of(self, title, like)
+        return explanation.text(*self.explain_kernels(explanation))
+
+    def explain_kernels(self, explanation: Explanation) -> tuple[str, ...]:
+        """The lines of an explanation between the method and the bytes."""
+        lines = explanation.path_by_path(self.problem, self._choose_family)
+        if self._receiver_mixing is None or not explanation.is_compiled_for_cpus:
+            return lines
+        return (*lines, "  shared    weights on graphs: channels are mixed once per receiver")
 
 
 def path_weights(problem: TensorProductProblem, weight: Tensor, keep: Sequence[int]) -> Tensor:

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
+from eqtp.backend import Backend
 from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.gaunt_fourier import fourier_product
@@ -28,7 +27,7 @@ from eqtp.kernels.gaunt_grid import cost, sphere_product
 from eqtp.kernels.gaunt_grid import op as grid_op
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
-from eqtp.nn.explanation import flops_per_row
+from eqtp.nn.explanation import Explanation, flops_per_row
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
@@ -36,9 +35,12 @@ from .sector_products import multiply_sectors
 from .separable import SeparableWeights
 from .sphere_functions import Sector, missing_paths, sectors_of
 
-__all__ = ["GauntProduct"]
+__all__ = ["Evaluation", "GauntProduct"]
 
 Evaluation = Literal["auto", "direct", "grid", "fourier"]
+"""How the product of functions is computed; "auto": the cheapest."""
+
+_FOURIER_BACKENDS = ("auto", "torch")
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,18 @@ class GauntProduct:
         Raises:
             ValueError: See `SeparableWeights.of`; or "grid" or "fourier" was asked for and would
                 compute paths that are not among the instructions; or "fourier" for odd paths.
+            NotImplementedError: "fourier" with a backend other than torch's.
         """
         weights = SeparableWeights.of(problem, get_method(method), passes)
         product = cls(weights, backend, layout, evaluation)
         obstacle = product.why_not_on_grid
         if evaluation in ("grid", "fourier") and obstacle is not None:
             raise ValueError(f"evaluation={evaluation!r}: {obstacle}; use evaluation='direct'")
+        if evaluation == "fourier" and backend not in _FOURIER_BACKENDS:
+            raise NotImplementedError(
+                f"evaluation='fourier' runs in plain torch, got backend={backend!r}; use "
+                "backend='torch' or evaluation='grid'"
+            )
         if evaluation == "fourier" and any(sector.odd for sector in product._sectors):
             raise ValueError(
                 "evaluation='fourier' multiplies functions, which has no odd paths "
@@ -165,6 +173,8 @@ class GauntProduct:
         costs = {name: cost.COST_NS[name] * flops for name, flops in self.flops.items()}
         if {path.mode for path in self.problem.paths} <= {"uuu", "uuw"}:
             costs["direct"] = cost.COST_NS["direct, equal channels"] * self.flops["direct"]
+        if self.backend not in _FOURIER_BACKENDS:
+            costs.pop("fourier", None)
         return min(costs, key=costs.__getitem__)
 
     def __call__(
@@ -221,32 +231,28 @@ class GauntProduct:
         return f"gaunt_{self.evaluation}"
 
     def explain(self, title: str, like: Tensor | None) -> str:
-        device = "cpu" if like is None else like.device.type
-        dtype = torch.get_default_dtype() if like is None else like.dtype
+        explanation = Explanation.of(self, title, like)
         why = "asked for by name"
         if self.requested == "auto":
             why = self.why_not_on_grid or "the cheapest by the cost model"
         costs = ", ".join(f"{name} {value:,.0f}" for name, value in self.flops.items())
-        lines = [
-            f"  evaluation {self.evaluation}: {why}",
-            f"  flops     {costs} per row, forward",
-        ]
+        head = f"  evaluation {self.evaluation}: {why}; flops of a row, forward: {costs}"
         if self.evaluation == "direct":
-            return "\n".join([self._direct.explain(title, like), *lines])
+            return explanation.text(head, *self._direct.explain_kernels(explanation))
+        lines = [head]
         for sector in self._sectors:
-            chosen = resolve(
-                self.backend,
-                family="gaunt_grid",
-                implemented=grid_op.IMPLEMENTED,
-                device=device,
-                why_not=partial(grid_op.why_not, problem=sector.problem, dtype=dtype),
-            )
             lines.append(
-                f"  product   {'curl' if sector.odd else 'even'}: degrees {sector.first.degrees} x "
-                f"{sector.second.degrees} -> {sector.result.degrees}, exact to degree "
-                f"{sector.problem.degree}; backend {chosen.backend}: {chosen.reason}"
+                f"  kernel    gaunt_{self.evaluation}: {'curl' if sector.odd else 'even'}, degrees "
+                f"{sector.first.degrees} x {sector.second.degrees} -> {sector.result.degrees}, "
+                f"exact to degree {sector.problem.degree}"
             )
-        return "\n".join([title, f"  method    {self.method.name} ({self.method.summary})", *lines])
+            backend = "torch: the Fourier form has no other"
+            if self.evaluation == "grid":
+                why_not = partial(grid_op.why_not, problem=sector.problem, dtype=explanation.dtype)
+                chosen = explanation.resolve("gaunt_grid", grid_op.IMPLEMENTED, why_not)
+                backend = f"{chosen.backend}: {chosen.reason}"
+            lines.append(f"  backend   {backend}")
+        return explanation.text(*lines)
 
 
 def _by_fourier_series(first: Tensor, second: Tensor, sector: Sector) -> Tensor:

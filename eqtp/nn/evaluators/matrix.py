@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
+from eqtp.backend import Backend
 from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.matrix import Kind, matrix_product
 from eqtp.kernels.matrix import op as matrix_op
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
-from eqtp.nn.explanation import flops_per_row
+from eqtp.nn.explanation import Explanation, flops_per_row
 from eqtp.problem import TensorProductProblem
 
 from .cg import ClebschGordan
@@ -231,18 +231,14 @@ class MatrixProduct:
         return "matrix" if self.why_direct is None else self._direct.family(device)
 
     def explain(self, title: str, like: Tensor | None) -> str:
-        device = "cpu" if like is None else like.device.type
-        dtype = torch.get_default_dtype() if like is None else like.dtype
+        explanation = Explanation.of(self, title, like)
         if self.why_direct is not None:
-            return "\n".join(
-                [self._direct.explain(title, like), f"  path by path: {self.why_direct}"]
-            )
-        chosen = resolve(
-            self.backend,
-            family="matrix",
-            implemented=matrix_op.IMPLEMENTED,
-            device=device,
-            why_not=lambda name: matrix_op.why_not(name, dtype, self.j),
+            why = f"  path by path: {self.why_direct}"
+            return explanation.text(why, *self._direct.explain_kernels(explanation))
+        chosen = explanation.resolve(
+            "matrix",
+            matrix_op.IMPLEMENTED,
+            lambda name: matrix_op.why_not(name, explanation.dtype, self.j),
         )
         side = 2 * self.j + 1
         lines = [
@@ -251,15 +247,11 @@ class MatrixProduct:
             for sector, kind in zip(self._sectors, self.kinds, strict=True)
         ]
         products = sum(1 if kind == "product" else 2 for kind in self.kinds)
-        return "\n".join(
-            [
-                title,
-                f"  method    {self.method.name} ({self.method.summary})",
-                *lines,
-                f"  backend   {chosen.backend}: {chosen.reason}",
-                f"  flops     {2 * products * side**3:,} per row and channel, forward; path by "
-                f"path {flops_per_row(self.problem):,} per row",
-            ]
+        return explanation.text(
+            *lines,
+            f"  backend   {chosen.backend}: {chosen.reason}",
+            f"  flops     {2 * products * side**3:,} per row and channel, forward; path by "
+            f"path {flops_per_row(self.problem):,} per row",
         )
 
 

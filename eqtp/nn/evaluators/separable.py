@@ -21,6 +21,7 @@ from eqtp.compiling import constant_property
 from eqtp.graph import Graph
 from eqtp.kernels.tensor_product.op import validate
 from eqtp.methods import Method
+from eqtp.operands import check_alike
 from eqtp.operators import is_autocast, widest
 from eqtp.problem import Mode, Path, TensorProductProblem
 
@@ -167,11 +168,7 @@ class SeparableWeights:
                 f"weight must have shape [{numel}] (shared) or [{rows}, {numel}] (one per row), "
                 f"got {tuple(weight.shape)}"
             )
-        if (weight.dtype, weight.device) != (like.dtype, like.device):
-            raise TypeError(
-                f"x1 and weight must share dtype and device, got {like.dtype} on {like.device} "
-                f"and {weight.dtype} on {weight.device}"
-            )
+        check_alike(x1=like, weight=weight)
 
     def path_weights(self, weight: Tensor) -> Tensor:
         """The flat weights of `cg_problem`: sum_r a_r b_r c_r of every path."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from eqtp.backend import Backend, resolve
+from eqtp.backend import Backend
 from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.kernels.so2 import FrameLayout, rotate_from_edge, rotate_to_edge, so2_convolution
@@ -17,6 +17,9 @@ from eqtp.kernels.so2 import op as so2
 from eqtp.kernels.so2.weights import Pair, block_pairs, from_path_weights
 from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
+from eqtp.nn.explanation import Explanation
+from eqtp.operands import check_alike
+from eqtp.operators import is_autocast
 from eqtp.problem import TensorProductProblem
 
 from .cg import path_weights
@@ -120,8 +123,13 @@ class SO2:
         """The weights; the rest is checked by the rotations."""
         if weight is None:
             if self.weight_numel > 0:
-                raise ValueError(f"weight must be given: the product has {self.weight_numel}")
+                raise ValueError(
+                    f"weight must be given: the product has {self.weight_numel} weights; pass "
+                    f"[{self.weight_numel}] or [{len(x2)}, {self.weight_numel}]"
+                )
             return
+        if not is_autocast(x2):
+            check_alike(x2=x2, weight=weight)
         rows = len(x2) if graph is None else graph.num_edges
         if weight.shape not in ((self.weight_numel,), (rows, self.weight_numel)):
             raise ValueError(
@@ -182,28 +190,16 @@ class SO2:
         return "so2"
 
     def explain(self, title: str, like: Tensor | None) -> str:
-        device = "cpu" if like is None else like.device.type
-        dtype = torch.get_default_dtype() if like is None else like.dtype
-        frame_in, frame_out = self._frames
-        chosen = resolve(
-            self.backend,
-            family="so2",
-            implemented=so2.IMPLEMENTED,
-            device=device,
-            why_not=lambda name: so2.why_not(name, frame_in, dtype),
+        explanation = Explanation.of(self, title, like)
+        frame_in, _ = self._frames
+        chosen = explanation.resolve(
+            "so2", so2.IMPLEMENTED, lambda name: so2.why_not(name, frame_in, explanation.dtype)
         )
-        columns = frame_in.irreps.dim + 3 + frame_out.irreps.dim
-        return "\n".join(
-            [
-                title,
-                f"  method    {self.method.name} ({self.method.summary})",
-                "  kernel    so2: rotations from edge vectors, never stored; matrix products by "
-                "order",
-                f"  backend   {chosen.backend}: {chosen.reason}",
-                f"  paths     {len(self.problem.paths)}, orders up to {frame_in.m_max}",
-                f"  flops     {self._flops():,} per row, forward, without the rotations",
-                f"  bytes     {columns * dtype.itemsize:,} per row in {dtype} (x1, vector, result)",
-            ]
+        return explanation.text(
+            "  kernel    so2: rotations from edge vectors, never stored; matrix products by order",
+            f"  backend   {chosen.backend}: {chosen.reason}",
+            f"  paths     {len(self.problem.paths)}, orders up to {frame_in.m_max}",
+            f"  flops     {self._flops():,} per row, forward, without the rotations",
         )
 
     def _flops(self) -> int:
