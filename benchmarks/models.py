@@ -2,7 +2,7 @@
 
 A training step is the forward pass, forces, and the gradients of a squared error of both in every
 parameter; the optimiser is left out, it is the same for everybody. Errors are those of energies and
-forces, or of all gradients, against the same model in float64 without compiled kernels.
+forces, or of all gradients, against the same model in float64 with products by plain torch.
 """
 
 from __future__ import annotations

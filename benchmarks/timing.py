@@ -219,7 +219,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked `+changes` when the working tree differs; None in a wheel."""
+    """The checkout's commit, marked `-dirty` when the working tree differs; None in a wheel."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
     try:
         answer = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True)
