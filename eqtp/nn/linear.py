@@ -16,7 +16,6 @@ from eqtp.irreps import Irrep, Irreps
 from eqtp.kernels.linear import LinearProblem, linear, serves
 from eqtp.layout import Layout, check_layout
 from eqtp.operands import check_alike
-from eqtp.operators import is_autocast
 from eqtp.problem import parse_irreps
 
 __all__ = ["Linear"]
@@ -103,8 +102,7 @@ class Linear(nn.Module):
         if weight is None or weight.shape != (self.weight_numel,):
             got = "None" if weight is None else f"shape {tuple(weight.shape)}"
             raise ValueError(f"weight must have shape [{self.weight_numel}], got {got}")
-        if not is_autocast(x):
-            check_alike(x=x, weight=weight)
+        check_alike(x=x, weight=weight)
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if self.layout == "ir_mul" and serves(rows, weight):
             out = linear(rows, weight, self._problem)

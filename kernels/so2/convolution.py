@@ -23,7 +23,6 @@ from eqtp.kernels.so2.op import (
 )
 from eqtp.layout import Layout, to_layout
 from eqtp.operands import check_alike
-from eqtp.operators import is_autocast
 
 __all__ = ["so2_convolution"]
 
@@ -62,9 +61,8 @@ def so2_convolution(
         ValueError: Shapes disagree with the frames or the graph.
         TypeError: The dtypes or devices differ.
     """
-    if not is_autocast(vectors):
-        matrices = {f"weights[{m}]": weight for m, weight in enumerate(weights)}
-        check_alike(x=x, vectors=vectors, scale=scale, **matrices)
+    matrices = {f"weights[{m}]": weight for m, weight in enumerate(weights)}
+    check_alike(x=x, vectors=vectors, scale=scale, **matrices)
     device, dtype = vectors.device.type, vectors.dtype
     kernel = choose(frame_in, backend, dtype, device), choose(frame_out, backend, dtype, device)
     if kernel == ("cpu", "cpu") and _fused.serves(

@@ -186,8 +186,7 @@ def so2_linear(
         torch.Size([7, 8])
     """
     check_weights(len(y), weights, frame_in, frame_out)
-    if not is_autocast(y):
-        check_alike(y=y, **{f"weights[{m}]": weight for m, weight in enumerate(weights)})
+    check_alike(y=y, **{f"weights[{m}]": weight for m, weight in enumerate(weights)})
     if y.shape[1:] != (frame_in.dim,):
         raise ValueError(f"y must have {frame_in.dim} columns, got shape {tuple(y.shape)}")
     kernel = choose(frame_in, backend, y.dtype, y.device.type)

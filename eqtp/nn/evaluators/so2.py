@@ -19,7 +19,6 @@ from eqtp.layout import Layout
 from eqtp.methods import Method, get_method
 from eqtp.nn.explanation import Explanation
 from eqtp.operands import check_alike
-from eqtp.operators import is_autocast
 from eqtp.problem import TensorProductProblem
 
 from .cg import path_weights
@@ -128,8 +127,7 @@ class SO2:
                     f"[{self.weight_numel}] or [{len(x2)}, {self.weight_numel}]"
                 )
             return
-        if not is_autocast(x2):
-            check_alike(x2=x2, weight=weight)
+        check_alike(x2=x2, weight=weight)
         rows = len(x2) if graph is None else graph.num_edges
         if weight.shape not in ((self.weight_numel,), (rows, self.weight_numel)):
             raise ValueError(
