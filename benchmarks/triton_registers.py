@@ -37,6 +37,7 @@ from eqtp.kernels.symmetric_contraction import _triton as contraction
 from eqtp.kernels.tensor_product import _triton as general
 from eqtp.kernels.tensor_product._form import SLOTS, VALUE
 from eqtp.kernels.tensor_product._triton_source import FUNCTION as GENERAL_FUNCTION
+from eqtp.kernels.tensor_product.pairs import pairs_of
 from eqtp.nn import ChannelwiseTensorProduct, FullyConnectedTensorProduct
 from eqtp.problem import TensorProductProblem
 from eqtp.symmetric_problem import SymmetricContractionProblem
@@ -265,7 +266,7 @@ def _general_call(name: str) -> general.Call:
         ]
         product = TensorProductProblem.from_instructions(irreps[0], irreps[1], irreps[2], paths)
         return general.Call(product, None, frozenset(), 0, False)
-    pairs, _ = general.pairs_of(FullyConnectedTensorProduct(*GENERAL[name]).problem)
+    pairs, _ = pairs_of(FullyConnectedTensorProduct(*GENERAL[name]).problem)
     return general.Call(pairs, None, frozenset((SLOTS.index("x1"),)), 0, True)
 
 

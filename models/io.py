@@ -23,6 +23,9 @@ from eqtp.models.registry import MODEL_MODULES, model_class
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MODEL_FILE = "model.safetensors"
+"""The model in the folder of a training run."""
+
 FORMAT = 1
 """Version of the file layout; a reader refuses files of a newer one."""
 
@@ -88,7 +91,7 @@ def load(
         See `save`.
     """
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = path / MODEL_FILE if path.is_dir() else path
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}: use torch.float32")
     metadata, tensors = _read(path)

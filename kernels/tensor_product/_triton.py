@@ -16,18 +16,15 @@ Nothing is atomic: results are the same from run to run. float16 and bfloat16 ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtp.graph import Graph
-from eqtp.irreps import Irreps
 from eqtp.kernels.codegen.multilinear_terms import Numbers, Term
 from eqtp.kernels.codegen.triton import load_function
 from eqtp.kernels.codegen.triton_device import ARITHMETIC, TRITON_NAME, lanes_of
@@ -41,16 +38,13 @@ from eqtp.kernels.tensor_product._triton_source import (
     Part,
     Walk,
 )
-from eqtp.kernels.tensor_product._weights import WeightStep, make_weight_step
 from eqtp.kernels.tensor_product.config import TRITON_CHUNKS, chunk_rows, triton_launch
-from eqtp.problem import Mode, Path, TensorProductProblem
+from eqtp.kernels.tensor_product.pairs import is_empty, pairs_of
+from eqtp.problem import TensorProductProblem
 
-__all__ = ["Call", "evaluate", "pairs_of"]
+__all__ = ["Call", "evaluate"]
 
 X1, OUT = SLOTS.index("x1"), SLOTS.index("out")
-
-PAIRS: dict[Mode, Mode] = {"uvw": "uvuv", "uuw": "uuu", "u<vw": "uvu<v"}
-"""For modes that mix channels, the one that makes the pairs."""
 
 
 def evaluate(
@@ -235,7 +229,7 @@ def _kernels_of(
     for numbers in operands:
         for path in problem.paths:
             is_counted = path.has_weight or numbers[WEIGHT] == WEIGHT
-            if path.mode in LETTERS and is_counted and not _is_empty(problem, path):
+            if path.mode in LETTERS and is_counted and not is_empty(problem, path):
                 key = Channels.of(problem, path, slot)
                 grouped.setdefault(key, []).append(Part(path, numbers))
     kernels: list[Kernel] = []
@@ -263,10 +257,6 @@ def _split(kernel: Kernel, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
     return groups
 
 
-def _is_empty(problem: TensorProductProblem, path: Path) -> bool:
-    return 0 in (*problem.multiplicities(path), *path.weight_shape)
-
-
 def _covers(kernels: Sequence[Kernel], problem: TensorProductProblem, slot: int) -> bool:
     """Whether every column of a result is written by some kernel."""
     written = {kernel.channels.block for kernel in kernels}
@@ -276,44 +266,6 @@ def _covers(kernels: Sequence[Kernel], problem: TensorProductProblem, slot: int)
     blocks = irreps[slot]
     assert blocks is not None
     return written >= {index for index, (mul, _) in enumerate(blocks) if mul > 0}
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """A path that mixes channels.
-
-    Attributes:
-        pairs: Columns of its pairs.
-        step: How pairs meet weights and result.
-    """
-
-    pairs: slice
-    step: WeightStep
-
-    def view(self, pairs: Tensor) -> Tensor:
-        """The path's pairs, [rows, k, *channels]."""
-        return pairs[:, self.pairs].view(len(pairs), self.step.dim, *self.step.pair_shape)
-
-
-@lru_cache(maxsize=256)
-def pairs_of(
-    problem: TensorProductProblem,
-) -> tuple[TensorProductProblem, tuple[Mixing, ...]]:
-    """The product that makes the pairs of the paths that mix channels, a block for each path."""
-    paths: list[Path] = []
-    blocks: list[tuple[int, Any]] = []
-    steps: list[WeightStep] = []
-    for path in problem.paths:
-        if path.mode not in PAIRS or _is_empty(problem, path):
-            continue
-        step = make_weight_step(problem, path)
-        paths.append(path.without_weights(PAIRS[path.mode], len(paths)))
-        blocks.append((math.prod(step.pair_shape), problem.irreps_out[path.i_out].ir))
-        steps.append(step)
-    irreps = Irreps(blocks)
-    product = replace(problem, irreps_out=irreps, paths=tuple(paths))
-    mixings = (Mixing(*pair) for pair in zip(irreps.slices(), steps, strict=True))
-    return product, tuple(mixings)
 
 
 def _mix(form: Form, term: Term, operands: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:

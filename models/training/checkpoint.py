@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from eqtp.files import write_atomically
+from eqtp.models.io import MODEL_FILE
 
 _HEADER = re.compile(rb"eqtp-checkpoint 1 ([0-9a-f]{64}) ([0-9]+)")
 
@@ -108,7 +109,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
-        self.model = self.path / "model.safetensors"
+        self.model = self.path / MODEL_FILE
         self.report = self.path / "report"
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.previous = self.path / "checkpoints" / "previous.ckpt"

@@ -23,6 +23,7 @@ from eqtp.kernels.codegen.edges import edges_of
 from eqtp.kernels.tensor_product import _ops, _triton, op, reference
 from eqtp.kernels.tensor_product._form import VALUE
 from eqtp.kernels.tensor_product.config import triton_launch
+from eqtp.kernels.tensor_product.pairs import pairs_of
 from eqtp.nn import FullyConnectedTensorProduct
 from eqtp.problem import TensorProductProblem
 
@@ -226,7 +227,7 @@ def test_index_types_and_order_of_edges(weights: str) -> None:
 def test_weights_that_all_edges_share_multiply_nodes() -> None:
     """The pairs are summed at the receivers, and no tensor of the pairs of every edge is made."""
     problem = PROBLEMS["uvw"]
-    pairs, mixings = _triton.pairs_of(problem)
+    pairs, mixings = pairs_of(problem)
     assert [path.mode for path in pairs.paths] == ["uvuv"] * 3
     assert [mixing.step.dim for mixing in mixings] == [3, 1, 3]
     call = _triton.Call(pairs, None, frozenset((0, 3)), 7, True)

@@ -150,7 +150,8 @@ class GauntProduct:
             channels = [self._channels(sector) for sector in self._sectors]
             pairs = list(zip(self._sectors, channels, strict=True))
             flops["grid"] = sum(cost.grid_flops(s.problem, c) for s, c in pairs)
-            if not any(sector.odd for sector in self._sectors):
+            is_even = not any(sector.odd for sector in self._sectors)
+            if is_even and self.backend in _FOURIER_BACKENDS:
                 flops["fourier"] = sum(cost.fourier_flops(s.problem, c) for s, c in pairs)
         return flops
 
@@ -173,8 +174,6 @@ class GauntProduct:
         costs = {name: cost.COST_NS[name] * flops for name, flops in self.flops.items()}
         if {path.mode for path in self.problem.paths} <= {"uuu", "uuw"}:
             costs["direct"] = cost.COST_NS["direct, equal channels"] * self.flops["direct"]
-        if self.backend not in _FOURIER_BACKENDS:
-            costs.pop("fourier", None)
         return min(costs, key=costs.__getitem__)
 
     def __call__(

@@ -19,17 +19,18 @@ backward, second gradients, ms of one thread (Zen 4, float32; features and harmo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from eqtp.backend import Backend
 from eqtp.graph import Graph
-from eqtp.irreps import Irreps
 from eqtp.kernels.channelwise import channelwise_tensor_product
 from eqtp.kernels.channelwise.config import MAX_CONSTANTS
 from eqtp.kernels.linear import LinearPath, LinearProblem, linear, serves
 from eqtp.kernels.tensor_product.op import validate
+from eqtp.kernels.tensor_product.pairs import is_empty, pairs_of
 from eqtp.layout import Layout, to_layout
 from eqtp.problem import TensorProductProblem
 
@@ -57,27 +58,29 @@ class ReceiverMixing:
     @classmethod
     def of(cls, problem: TensorProductProblem, backend: Backend) -> ReceiverMixing | None:
         """How to compute a product this way; None where it cannot be."""
-        paths = [path for path in problem.paths if 0 not in path.weight_shape]
-        is_mixing = all(
-            path.mode == "uvw" and problem.irreps_in2[path.i_in2].mul == 1 for path in paths
-        )
         few = problem.num_constants <= MAX_CONSTANTS
-        if backend not in ("auto", "cpu") or not paths or not is_mixing or not few:
+        if backend not in ("auto", "cpu") or not few or not _is_mixing(problem):
             return None
-        sums, maps = [], []
-        blocks = [(problem.multiplicities(p)[0], problem.irreps_out[p.i_out].ir) for p in paths]
-        irreps, out = Irreps(blocks), problem.irreps_out.slices()
-        for number, (path, columns) in enumerate(zip(paths, irreps.slices(), strict=True)):
-            sums.append(path.without_weights("uvu", number))
-            mul1, _, mul3 = path.weight_shape
-            dim = problem.irreps_out[path.i_out].ir.dim
-            where = columns.start, out[path.i_out].start, path.weight_start
-            maps.append(LinearPath(*where, mul1, mul3, dim, 1.0))
-        messages = replace(problem, irreps_out=irreps, paths=tuple(sums))
-        mixing = LinearProblem(
-            tuple(maps), irreps.dim, problem.irreps_out.dim, problem.weight_numel
+        pairs, mixings = pairs_of(problem)
+        if not mixings:
+            return None
+        paths = tuple(replace(path, mode="uvu") for path in pairs.paths)  # one channel in x2
+        maps = (
+            LinearPath(
+                x=mixing.pairs.start,
+                out=step.out.start,
+                weight=step.weight.start,
+                mul_in=math.prod(step.pair_shape),
+                mul_out=step.out_shape[0],
+                dim=step.dim,
+                scale=1.0,
+            )
+            for mixing in mixings
+            if (step := mixing.step).weight is not None
         )
-        return cls(problem, messages, mixing)
+        *_, weight_numel, dim_out = problem.dims
+        mixing = LinearProblem(tuple(maps), pairs.irreps_out.dim, dim_out, weight_numel)
+        return cls(problem, replace(pairs, paths=paths), mixing)
 
     def serves(self, x1: Tensor, weight: Tensor, graph: Graph) -> bool:
         """Whether these operands are computed this way."""
@@ -103,3 +106,12 @@ class ReceiverMixing:
         )
         out = linear(messages, weight, self.mixing)
         return to_layout(out, self.problem.irreps_out, "ir_mul", layout)
+
+
+def _is_mixing(problem: TensorProductProblem) -> bool:
+    """Whether every path that has channels is "uvw" with one channel in x2."""
+    return all(
+        path.mode == "uvw" and problem.irreps_in2[path.i_in2].mul == 1
+        for path in problem.paths
+        if not is_empty(problem, path)
+    )
