@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 2
-    traceback = "--traceback" in rest
+    traceback = "--traceback" in rest  # for every command, also those that hand their line on
+    rest = [argument for argument in rest if argument != "--traceback"]
     try:
         module = importlib.import_module(COMMANDS[chosen.command][0])
         command_parser = argparse.ArgumentParser(prog=f"eqtp {chosen.command}")

@@ -66,9 +66,12 @@ def test_wrong_input_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
-def test_traceback_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [["train", "no-such-preset"], ["bench", "compare", "no-such-run", "no-such-run"]]
+)
+def test_traceback_shows_where(command: list[str]) -> None:
     with pytest.raises(FileNotFoundError):
-        main(["train", "no-such-preset", "--traceback"])
+        main([*command, "--traceback"])
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

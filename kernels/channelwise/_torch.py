@@ -21,6 +21,7 @@ from eqtp.kernels.channelwise._blocks import Block, ScalarBlock, TensorBlock
 from eqtp.kernels.channelwise._program import FIRST_ORDER, SECOND_ORDER
 from eqtp.kernels.channelwise.config import chunk_rows
 from eqtp.problem import Path, TensorProductProblem
+from eqtp.rows import add_rows
 from eqtp.so3 import wigner_3j
 
 __all__ = ["run"]
@@ -240,14 +241,14 @@ class _Chunk:
         if self.src is None:
             x[self.rows] += rows
         else:
-            x.index_add_(0, self.src, rows)
+            add_rows(x, self.src, rows)
 
     def add_to_receiver(self, out: Tensor, rows: Tensor) -> None:
         """Adjoint of `gather_receiver`."""
         if self.dst is None:
             out[self.rows] += rows
         else:
-            out.index_add_(0, self.dst, rows)
+            add_rows(out, self.dst, rows)
 
 
 def _chunks(plan: Plan, y: Tensor, graph: Graph | None) -> Iterator[_Chunk]:

@@ -33,6 +33,7 @@ from eqtp.kernels.so2._torch import turned
 from eqtp.kernels.so2.edges import side_of
 from eqtp.kernels.so2.frames import FrameLayout
 from eqtp.operators import below_autograd, register
+from eqtp.rows import gather_rows, sum_rows
 
 __all__ = ["rotate", "rotate_back", "torque", "vector_gradient"]
 
@@ -138,7 +139,7 @@ class _Torque(torch.autograd.Function):
             )
         frame = FrameLayout.of_text(where[2])  # T(G(v) x, y, u), row by row
         side = side_of(where[0], where[1])
-        nodes = x if side is None else x.index_select(0, side.node)
+        nodes = x if side is None else gather_rows(x, side.node)
         rows: Where = ([], *where[1:])
         x_turned = turned(nodes, v, frame)
         g = rotate_back(y, r, u, rows, y.shape[0]) if want_x or want_v else None
@@ -153,9 +154,7 @@ class _Torque(torch.autograd.Function):
 
 def _summed(rows: Tensor, side: Any, num_nodes: int) -> Tensor:
     """Rows of edges summed at their nodes."""
-    if side is None:
-        return rows
-    return rows.new_zeros(num_nodes, rows.shape[1]).index_add(0, side.node, rows)
+    return rows if side is None else sum_rows(rows, side.node, num_nodes)
 
 
 def _pairings(x: Tensor, g: Tensor, frame: FrameLayout) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from eqtp.kernels.so2.config import chunk_rows
 from eqtp.kernels.so2.edges import Side
 from eqtp.kernels.so2.frames import Block, FrameLayout, Turns, aligning_turns, exchange, generators
+from eqtp.rows import add_rows
 
 __all__ = ["rotate", "rotate_back", "torque", "turned"]
 
@@ -49,7 +50,7 @@ def rotate_back(
         if side is None:
             out[rows] = x
         else:
-            out.index_add_(0, side.node[rows], x)
+            add_rows(out, side.node[rows], x)
     return out
 
 

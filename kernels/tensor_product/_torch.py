@@ -1,8 +1,8 @@
 """The general product in plain PyTorch, any device.
 
 Rows (edges) are taken in chunks that fit the cache, in the order given; graph edges in
-receiver-sorted order read and write memory best, but any order is right. Sums at nodes use
-`index_add_`, which on a CPU adds in the order of the edges. Everything here is in "ir_mul" layout.
+receiver-sorted order read and write memory best, but any order is right. Everything here is in
+"ir_mul" layout.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from eqtp.kernels.tensor_product._form import SLOTS, Form
 from eqtp.kernels.tensor_product._groups import Group, make_groups
 from eqtp.kernels.tensor_product.config import chunk_rows
 from eqtp.problem import TensorProductProblem
+from eqtp.rows import add_rows
 
 __all__ = ["evaluate"]
 
@@ -72,7 +73,7 @@ def _derivatives(
         for slot, x in results.items():
             index = _node_index(form, slot, rows)
             if index is not None:
-                x.index_add_(0, index, sums[slot])
+                add_rows(x, index, sums[slot])
     return tuple(results.values())
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtp.graph import Graph
+from eqtp.rows import gather_rows
 
 __all__ = ["Potential", "energy_and_derivatives"]
 
@@ -93,9 +94,7 @@ def energy_and_derivatives(
             moved = positions + _rows_times(positions, symmetric.index_select(0, batch))
             of_edge = batch.index_select(0, graph.edge_dst)
             shift = shift + _rows_times(shift, symmetric.index_select(0, of_edge))
-        vectors = (
-            moved.index_select(0, graph.edge_dst) - moved.index_select(0, graph.edge_src) + shift
-        )
+        vectors = gather_rows(moved, graph.edge_dst) - gather_rows(moved, graph.edge_src) + shift
         heads: Any = getattr(model, "tensor_heads", None)
         tensors: dict[str, Tensor] = {}
         if heads is None:

@@ -12,7 +12,7 @@ from eqtp.graph import Graph
 from eqtp.kernels.codegen.availability import why_unavailable
 from eqtp.kernels.tensor_product import tensor_product
 from eqtp.layout import Layout
-from eqtp.nn import FullyConnectedTensorProduct, TensorProduct
+from eqtp.nn import FullyConnectedTensorProduct, TensorProduct, family
 from eqtp.nn.evaluators import cg, receiver_mixing
 
 TOLERANCE = 1e-12  # relative, float64; sums of at most a few hundred terms of size one
@@ -52,15 +52,21 @@ def refuse(*_: Any, **__: Any) -> Tensor:
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 @pytest.mark.parametrize("num_edges", [9, 0])
+@pytest.mark.parametrize("family_of_messages", ["channelwise", "tensor_product"])
 def test_equals_the_definition(
-    num_edges: int, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    family_of_messages: str, num_edges: int, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if family_of_messages == "tensor_product":
+        monkeypatch.setattr(family, "MAX_CONSTANTS", 0)
     graph = make_graph(num_edges)
     exact = FullyConnectedTensorProduct(*IRREPS, layout=layout, backend="reference")
     given = operands(exact, graph)
     expected = derivatives(exact, given, graph)
     monkeypatch.setattr(cg, "tensor_product", refuse)
     tp = FullyConnectedTensorProduct(*IRREPS, layout=layout, backend="cpu")
+    mixing = receiver_mixing.ReceiverMixing.of(tp.problem, "cpu")
+    assert mixing is not None
+    assert mixing.family == family_of_messages
     for a, b in zip(derivatives(tp, given, graph), expected, strict=True):
         assert a.shape == b.shape
         scale = float(b.detach().abs().max()) if b.numel() > 0 else 0.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from eqtp.compiling import constant_when_compiled
 from eqtp.graph import Graph
 from eqtp.layout import Layout, to_layout
+from eqtp.rows import gather_rows, sum_rows
 
 from .separable import SeparableWeights
 from .sphere_functions import Sector, distribute
@@ -52,7 +53,7 @@ def multiply_sectors(
     x1 = to_layout(x1, weights.problem.irreps_in1, layout, "ir_mul")
     x2 = to_layout(x2, weights.problem.irreps_in2, layout, "ir_mul")
     if graph is not None:
-        x1 = x1.index_select(0, graph.edge_src)
+        x1 = gather_rows(x1, graph.edge_src)
     results = []
     for sector in sectors:
         first, of_first = sector.first.assemble(x1, a)
@@ -71,11 +72,11 @@ def multiply_sectors(
         else:
             parts = fused(first, second, sector, of_first, of_second, of_result)
         if graph is not None and shared:
-            parts = _sum_at_receivers(parts, graph)
+            parts = sum_rows(parts, graph.edge_dst, graph.num_dst)
         results.append((sector, parts))
     out = distribute(results, factors)
     if graph is not None and not shared:
-        out = _sum_at_receivers(out, graph)
+        out = sum_rows(out, graph.edge_dst, graph.num_dst)
     return to_layout(out, weights.problem.irreps_out, "ir_mul", layout)
 
 
@@ -112,7 +113,3 @@ def _joined(first: Tensor, second: Tensor, passes: int, *, outer: bool) -> tuple
     else:
         a, b = (x.expand(-1, -1, -1, max(channels)) for x in (a, b))
     return a.flatten(2), b.flatten(2)
-
-
-def _sum_at_receivers(rows: Tensor, graph: Graph) -> Tensor:
-    return rows.new_zeros(graph.num_dst, *rows.shape[1:]).index_add(0, graph.edge_dst, rows)
