@@ -16,10 +16,10 @@ and backward, second gradients, ms of one thread (Zen 4, float32; features, harm
     l = 4, 16 channels, iron                   8.6   32   36      2.2  8.5   11
     l = 2, 32 channels, water, 10,562 edges   14.5   39   62      2.8  8.4   12
 
-Beyond the constants of unrolled code, l = 5, 20,000 edges at 800 nodes, 64 channels, CPU time on an
-Intel Xeon (Emerald Rapids): 683 and 2,428 ms forward and with gradients become 417 and 1,007, as fast
-as method "so2" (411 and 1,062). With five edges per node, 4,000 edges, there is less to save: 144 and
-497 become 202 and 348.
+Beyond the constants of unrolled code, l = 5, 20,000 edges at 800 nodes, 64 channels, CPU time on
+an Intel Xeon (Emerald Rapids): 683 and 2,428 ms forward and with gradients become 417 and 1,007, as
+fast as method "so2" (411 and 1,062). With five edges per node, 4,000 edges, there is less to save:
+144 and 497 become 202 and 348.
 """
 
 from __future__ import annotations
