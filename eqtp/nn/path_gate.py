@@ -37,9 +37,11 @@ class PathGate(nn.Module):
 
     In the phases "random" and "top" the dense product runs with zero weights; once frozen, the
     pruned product (`TensorProduct.prune`) runs, with the normalisation of the dense one. Both give
-    the same numbers; `prune` returns it as a product without a gate. Every irrep of the result
-    keeps at least one path, so more than the share stays where there are few paths. In evaluation
-    mode the random phase uses the highest scores: predictions are never random.
+    the same numbers, bit by bit where no matrix product of torch is involved, which rounds as its
+    size has it (backend "torch", `radial=` with the reference); `prune` returns the pruned product
+    without a gate. Every irrep of the result keeps at least one path, so more than the share stays
+    where there are few paths. In evaluation mode the random phase uses the highest scores:
+    predictions are never random.
 
     The random sets are a function of seed and step alone, so all processes of a training agree.
     Step and frozen set are part of the state dict; forward calls are not counted.

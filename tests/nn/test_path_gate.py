@@ -18,9 +18,13 @@ from eqtp.nn import (
 )
 from eqtp.nn.explanation import flops_per_row
 
-# Differences of a gated and a pruned product are exactly zero; "gates" compares one sum of a few
-# numbers of order one with the formula; "matrix" two matrix products of six terms each.
-TOLERANCES = {"gates": 1e-14, "matrix": 1e-14}
+# Differences of a pruned product and the dense one with zero weights are exactly zero, but where
+# torch multiplies matrices of which the pruned product has narrower ones: torch.bmm takes another
+# routine below 400 multiplications and for a single row, and BLAS other kernels by width, with
+# other roundings of sums of at most seven terms. "gates" compares one sum of a few numbers of
+# order one with the formula.
+TOLERANCES = {"gates": 1e-14}
+MATRIX_TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6}
 
 IRREPS = ("4x0e+4x1o+4x2e", "0e+1o+2e+3o", "0e+1o+2e+3o")
 
@@ -66,13 +70,18 @@ def graph(num_nodes: int, num_edges: int) -> Graph:
     )
 
 
+def assert_same_but_for_matrices(pruned: Tensor, dense: Tensor) -> None:
+    tolerance = MATRIX_TOLERANCES[dense.dtype] * float(dense.detach().abs().max())
+    assert (pruned - dense).abs().max() < tolerance
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("make", [channelwise, uvw, uuu])
 def test_pruned_is_dense_with_the_others_weights_zero(
     make: Any, backend: Any, dtype: torch.dtype
 ) -> None:
-    """Difference 0.0: frozen constants, and zeros change no sum."""
+    """Frozen constants, and zeros change no sum."""
     tp = make(backend=backend, shared_weights=False, internal_weights=False)
     gate = frozen(tp).to(dtype)
     x1, x2 = (x.to(dtype) for x in rows(tp, 7))
@@ -81,8 +90,12 @@ def test_pruned_is_dense_with_the_others_weights_zero(
     assert (zeroed == 0).any()
     pruned = gate.prune()
     assert 0 < len(pruned.problem.paths) < len(tp.problem.paths)
-    assert torch.equal(pruned(x1, x2, gate.prune_weight(weight)), tp(x1, x2, zeroed))
-    assert torch.equal(gate(x1, x2, weight), tp(x1, x2, zeroed))
+    small, dense = pruned(x1, x2, gate.prune_weight(weight)), tp(x1, x2, zeroed)
+    assert torch.equal(gate(x1, x2, weight), small)
+    if make is channelwise and backend == "torch":
+        assert_same_but_for_matrices(small, dense)
+    else:
+        assert torch.equal(small, dense)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
@@ -103,10 +116,8 @@ def test_pruned_is_dense_on_a_graph(backend: Any, radial: bool) -> None:
         pruned = gate.prune()(x1, x2, gate.prune_weight(weight), graph=edges)
         gated = gate(x1, x2, weight, graph=edges)
     assert torch.equal(gated, pruned)
-    if radial and backend != "cpu":
-        # The product is exact here too, but torch's hidden @ matrix has other sums for a matrix
-        # of other width: the weights differ in the last place.
-        assert (pruned - dense).abs().max() < TOLERANCES["matrix"] * dense.abs().max()
+    if backend == "torch" or (radial and backend == "reference"):  # blocks, hidden @ matrix
+        assert_same_but_for_matrices(pruned, dense)
     else:
         assert torch.equal(pruned, dense)
 
