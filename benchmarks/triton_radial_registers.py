@@ -79,9 +79,9 @@ def _compile(plan: RadialPass, kernel: RadialKernel, target: str) -> Any:
 
     real = {"tl.float32": "*fp32", "tl.float64": "*fp64"}[kernel.real]
     types = {name: real if name in LIKE else "*i64" for name in kernel.arguments}
-    types["num_items"] = "i32"
+    types |= {"num_items": "i32", "num_hidden": "i32"}
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name != "num_items"
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if types[name] != "i32"
     }
     return triton.compile(
         ASTSource(load_function(kernel.source, FUNCTION), types, {}, aligned),

@@ -118,7 +118,7 @@ class Call(ABC):
     def _launch(
         self, plan: Plan, items: Items, programs: int, results: Mapping[str, Tensor]
     ) -> None:
-        numbers = {"num_items": items.number, "num_rows": self.rows}
+        numbers = {"num_items": items.number, "num_rows": self.rows, "num_hidden": self.hidden}
         values = {**self.operands, **results, **items.tensors, **numbers}
         for kernel in plan.kernels:
             arguments = [values[name] for name in kernel.arguments]

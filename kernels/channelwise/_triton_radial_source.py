@@ -59,7 +59,7 @@ class RadialKernel(Kernel):
         used = tuple(name for name in self.used if LIKE[name] != "w")
         index = ("item_node", "item_start", "item_stop", "across", "edge")
         last = ("num_items", "num_rows") if self.rows else (*index, "num_items")
-        return (*used, *self.factors, *self.gradients, *last)
+        return (*used, *self.factors, *self.gradients, *last, "num_hidden")
 
     @cached_property
     def num_kept(self) -> int:
@@ -129,7 +129,7 @@ class RadialKernel(Kernel):
     def source(self) -> str:
         """The function."""
         return f"""\
-@triton.jit(do_not_specialize=["num_items", "num_rows"])
+@triton.jit(do_not_specialize=["num_items", "num_rows", "num_hidden"])
 def {FUNCTION}({", ".join(self.arguments)}):
 {indent(self._function(), "    ")}
 """
@@ -275,7 +275,9 @@ def {FUNCTION}({", ".join(self.arguments)}):
         for target in dict.fromkeys(target for _, target, _, _ in products):
             known.add(target)
             yield f"{target} = tl.zeros([{self.edges}, {self.channels}], {self.real})"
-        yield f"for first in range(0, {self.hidden}, {BLOCK}):"
+        # num_hidden is a constant of the source but comes as a number: the assembler unrolls loops
+        # whose length it knows, here to 255 registers and spills where 158 to 222 do (sm_80).
+        yield f"for first in range(0, num_hidden, {BLOCK}):"
         for a in dict.fromkeys(a for _, _, a, _ in products):
             yield f"    {a}_block = {self._load_hidden(a, 'first')}"
         for number, b in dict.fromkeys((number, b) for number, _, _, b in products):
@@ -288,7 +290,7 @@ def {FUNCTION}({", ".join(self.arguments)}):
         terms = self._all_terms("h")
         if not terms:
             return
-        yield f"for first in range(0, {self.hidden}, {self._many}):"
+        yield f"for first in range(0, num_hidden, {self._many}):"
         for name in self.hidden_sums:
             zeros = f"tl.zeros([{self.edges}, {self._many}], {self.real})"
             before = self._load_hidden(name, "first", "many")

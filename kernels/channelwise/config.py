@@ -132,17 +132,19 @@ def triton_radial_launch(itemsize: int, lanes: int, tf32: bool) -> TritonRadialL
 
     * float32 by three products of TF32 numbers, which is as accurate as float32; one product where
       `torch.set_float32_matmul_precision` allows it. AMD's matrix cores multiply float32 as it is.
-    * Four warps and tiles of 16 x 32: four values per thread and tile.
+    * Four warps and tiles of 16 x 32: four values per thread and tile. On NVIDIA's eight warps in
+      float64: the passes of mace-large spill 275 instead of 529 accesses on sm_80, and only where
+      one path does; AMD's assembler has half as many registers for eight and spills 20 times more.
     * One stage: with several, Triton's pipeliner miscompiles some loops with more than one dot.
-    * No kernel of mace-medium and mace-large spills in float32 on sm_90. In float64 some of
-      mace-medium do, 2 to 14 registers, one of the second gradient 47; fewer paths do not help.
+    * No kernel of mace-medium and mace-large spills in float32; in float64 single paths of the
+      gradients in x and y do (all of them: `results/triton_radial_registers.md`).
     * All 255 registers: left to itself, the assembler spilled 4 to 12 in three kernels of
       mace-medium to fit one more program on a multiprocessor.
     """
     exact = "ieee" if itemsize == 8 or lanes == 64 else "tf32x3"
     return TritonRadialLaunch(
         channels=32,
-        num_warps=4,
+        num_warps=8 if itemsize == 8 and lanes == 32 else 4,
         num_stages=1,
         max_kept=16 if itemsize == 4 else 10,
         max_products=160,
