@@ -22,6 +22,7 @@ from eqtp.benchmarks.harness.run import add_arguments as add_family_arguments
 
 SPECIAL = {
     "gaunt_contraction": "the product of MACE: Clebsch-Gordan beside Gaunt products",
+    "first_call": "the first call of a product: compiling its kernels, or the cache",
     "radial_fusion": "the radial network's last layer inside the convolution: time and memory",
     "gaunt_product": "Gaunt products beside the published algorithms and CG, by degree",
     "path_gate": "a MACE whose paths were gated to a share: flops and time of product and step",
